@@ -1,0 +1,36 @@
+# Everything a person or a machine types. Each target makes the environment it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all check docs clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[examples]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[examples,test]'
+	@touch $@
+
+demo: $(VENV)/.demo  ## train a healthy and a sick network on real digits, watched
+	$(BIN)/python examples/quickstart.py
+
+test: $(VENV)/.test  ## the whole test suite, under 8 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.test  ## with the long matrices
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.test  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:  ## remove the environment and what runs leave behind
+	rm -rf $(VENV) logs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

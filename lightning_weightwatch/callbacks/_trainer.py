@@ -1,0 +1,96 @@
+"""The few facts asked of a Trainer. Every reach into Lightning's private parts is in this file.
+
+Classes of the Trainer's parts are recognised by name: ``lightning.pytorch`` and ``pytorch_lightning`` are separate
+trees whose classes are not instances of one another, and a callback of one runs in the Trainer of the other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lightning_weightwatch.sinks import Sinks, log, open_sinks
+
+StrategyKind = Literal["single", "replicated", "sharded", "hidden"]
+
+_HIDDEN = {"DeepSpeedStrategy"}
+_SHARDED = {"FSDPStrategy", "ModelParallelStrategy"}
+
+
+def log_step(trainer: Any) -> int:
+    """Return the step that ``self.log`` draws at, so that our curves align with the user's.
+
+    It counts batches (or accumulation windows), while ``global_step`` counts optimizer steps and runs twice as fast
+    with two optimizers.
+    """
+    epoch_loop = getattr(trainer.fit_loop, "epoch_loop", None)
+    return int(getattr(epoch_loop, "_batches_that_stepped", trainer.global_step))
+
+
+def strategy_kind(trainer: Any) -> StrategyKind:
+    """Tell how parameters and gradients lie on the processes.
+
+    ``single``: one process. ``replicated``: every process holds the same (DDP and its kin). ``sharded``: each holds a
+    part. ``hidden``: gradients are not where torch keeps them (DeepSpeed).
+    """
+    names = {c.__name__ for c in type(trainer.strategy).__mro__}
+    if names & _HIDDEN:
+        return "hidden"
+    if names & _SHARDED:
+        return "sharded"
+    return "single" if trainer.world_size == 1 else "replicated"
+
+
+def evidence_folder(trainer: Any) -> Path | None:
+    """Return ``<log_dir>/weightwatch``, or ``None`` in a ``fast_dev_run``. A collective: all ranks must ask."""
+    folder = trainer.log_dir
+    return None if folder is None or trainer.fast_dev_run else Path(folder) / "weightwatch"
+
+
+def sinks_of(trainer: Any) -> Sinks:
+    """Open a sink for each logger on the process that logs, and none elsewhere."""
+    return open_sinks(trainer.loggers) if trainer.is_global_zero else Sinks()
+
+
+def tell(trainer: Any, text: str) -> None:
+    """Print for the person at the console, above the progress bar rather than through it, on one process only."""
+    if not trainer.is_global_zero:
+        return
+    bar = getattr(trainer, "progress_bar_callback", None)
+    try:
+        if bar is not None and getattr(bar, "is_enabled", False):
+            bar.print(text)
+            return
+    except Exception as error:  # noqa: BLE001 - a bar may be between two states; the text must still come out
+        log.debug("The progress bar could not print: %s", error)
+    print(text, flush=True)  # noqa: T201 - this is the console
+
+
+def planned_steps(trainer: Any) -> int | None:
+    """Return how many steps the fit will take, or ``None`` where nobody knows. Ask in ``on_train_start`` or later."""
+    planned = trainer.estimated_stepping_batches
+    return int(planned) if planned != float("inf") and planned > 0 else None
+
+
+def has_grad_scaler(trainer: Any) -> bool:
+    """Whether steps with non-finite gradients are skipped by a GradScaler, which is how it finds its scale."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
+def loss_scale(trainer: Any) -> Tensor | None:
+    """Return the factor by which the loss is multiplied before ``backward``, on its device, or ``None``.
+
+    ``GradScaler.get_scale`` would wait for the device.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return getattr(scaler, "_scale", None)
+
+
+def gradient_scale(trainer: Any, optimizer: Any) -> Tensor | None:
+    """Return the factor still in the gradients at ``on_before_optimizer_step``, or ``None``.
+
+    Fused optimizers unscale inside their own step, so Lightning leaves the gradients scaled for them.
+    """
+    return loss_scale(trainer) if getattr(optimizer, "_step_supports_amp_scaling", False) else None

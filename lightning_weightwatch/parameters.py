@@ -1,0 +1,210 @@
+"""Which tensors there are: clean names, kind, order, ties, and what can be measured of each.
+
+``describe`` tells facts about parameters and keeps no tensor; ``named_tensors`` hands out the tensors themselves;
+``values`` makes any gradient or weight (sharded, sparse, complex, eight bit) a plain local tensor of real numbers.
+What is measured of them lies in ``stats``.
+
+Parameters are only ever taken from ``named_parameters``. Reading an attribute such as ``layer.weight`` can run code:
+under ``spectral_norm`` it moves the power iteration one step and so changes the training.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["linear", "convolution", "recurrent", "attention", "embedding", "norm", "bias", "other"]
+
+_WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)  # noqa: SLF001 - the only common ancestor of torch's convolutions
+_NORMS = (
+    nn.modules.batchnorm._NormBase,  # noqa: SLF001 - the only common ancestor of batch and instance norm
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+    *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []),
+)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Facts about one parameter, gathered without reading a value.
+
+    Attributes:
+        name: Its dotted name in the module, without the prefixes that FSDP, ``torch.compile`` and checkpointing add.
+        shape: Its whole shape, also where this process holds a shard; ``()`` while it is uninitialised.
+        layer: The name of the module that owns it; ``""`` for the root.
+        layer_type: That module's class name, such as ``"Conv2d"``.
+        kind: What it is for.
+        order: Its place in order of registration, counted from 0.
+        trainable: Whether it asks for a gradient.
+        tied: Further names of the same tensor.
+        unmeasurable: Why its values cannot be read, or ``None``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layer: str
+    layer_type: str
+    kind: Kind
+    order: int
+    trainable: bool = True
+    tied: tuple[str, ...] = ()
+    unmeasurable: str | None = None
+
+    @property
+    def numel(self) -> int:
+        """The number of its elements."""
+        return math.prod(self.shape)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it mixes several inputs into several outputs, which is what depth profiles are drawn over."""
+        return len(self.shape) >= 2 and self.kind not in ("embedding", "norm", "bias")
+
+
+def clean(name: str) -> str:
+    """Strip what wrappers add to a parameter's name.
+
+    Example:
+        >>> clean("_orig_mod.encoder._fsdp_wrapped_module.weight")
+        'encoder.weight'
+    """
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def named_tensors(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return every parameter once, under its clean first name, in order of registration."""
+    return {clean(name): tensor for name, tensor in module.named_parameters()}
+
+
+def describe(module: nn.Module) -> tuple[Parameter, ...]:
+    """Tell the facts of every parameter of ``module``, tied ones once.
+
+    Sharded parameters are described by their whole shape (a DTensor knows it; FSDP1's flat shards do not, so describe
+    before wrapping). Lazy, meta and empty parameters are described too and say why they cannot be measured.
+
+    Example:
+        >>> [(p.name, p.shape, p.kind) for p in describe(nn.Sequential(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16)))]
+        [('0.weight', (16, 1, 3, 3), 'convolution'), ('0.bias', (16,), 'bias'), ('1.weight', (16,), 'norm'), ('1.bias', (16,), 'bias')]
+    """
+    names: dict[int, list[str]] = {}
+    for name, tensor in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(tensor), []).append(clean(name))
+    layers = {clean(name + ".")[:-1]: layer for name, layer in module.named_modules(remove_duplicate=False)}
+    described = []
+    for order, (name, tensor) in enumerate(named_tensors(module).items()):
+        owner = name.rpartition(".")[0]
+        layer = layers.get(owner, module)
+        reason = unmeasurable(tensor)
+        described.append(
+            Parameter(
+                name=name,
+                shape=() if _is_lazy(tensor) else tuple(tensor.shape),
+                layer=owner,
+                layer_type=type(layer).__name__,
+                kind=_kind(name, tensor, _behind_parametrization(owner, layers) or layer),
+                order=order,
+                trainable=tensor.requires_grad,
+                tied=tuple(names[id(tensor)][1:]),
+                unmeasurable=reason,
+            )
+        )
+    return tuple(described)
+
+
+def select(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    """Return the names that match a pattern of ``include`` and none of ``exclude``, order kept.
+
+    Example:
+        >>> select(["conv.weight", "conv.bias", "fc.weight"], ["*"], ["*.bias"])
+        ['conv.weight', 'fc.weight']
+    """
+    return [n for n in names if _matches(n, include) and not _matches(n, exclude)]
+
+
+def unmatched(names: Iterable[str], patterns: Sequence[str]) -> dict[str, list[str]]:
+    """Return each pattern that matches no name, with the nearest names there are.
+
+    Example:
+        >>> unmatched(["encoder.weight", "head.weight"], ["encodr.*"])
+        {'encodr.*': ['encoder.weight', 'head.weight']}
+    """
+    names = list(names)
+    missing = [p for p in patterns if not any(fnmatch.fnmatchcase(n, p) for n in names)]
+    return {p: difflib.get_close_matches(p, names, n=3, cutoff=0.3) for p in missing}
+
+
+def unmeasurable(tensor: Tensor) -> str | None:
+    """Say why the values of ``tensor`` cannot be read, or return ``None``.
+
+    An empty *shard* is measurable: it adds nothing to the whole.
+    """
+    if _is_lazy(tensor):
+        return "uninitialised lazy parameter"
+    if tensor.is_meta:
+        return "on the meta device, without values"
+    if any(type(p).__name__.endswith("Partial") for p in getattr(tensor, "placements", ())):
+        return "a partial sum that is not reduced yet"
+    if tensor.numel() == 0:
+        return "empty"
+    if tensor.dtype == torch.bool or tensor.is_quantized:
+        return f"no real numbers ({tensor.dtype})"
+    return None
+
+
+def values(tensor: Tensor) -> Tensor:
+    """Return this process's share of ``tensor`` as a plain, dense, detached tensor of real numbers.
+
+    A DTensor gives its local shard (asking a DTensor for a number silently returns the shard's), a sparse tensor its
+    stored values, a complex tensor its real and imaginary parts, integers and eight-bit floats become float32.
+    Nothing is copied where nothing must be converted. Call it only where ``unmeasurable`` returns ``None``.
+    """
+    tensor = tensor.detach()
+    if hasattr(tensor, "to_local"):
+        tensor = tensor.to_local()
+    if tensor.layout != torch.strided:
+        tensor = tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor.values()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if not tensor.is_floating_point() or tensor.element_size() < 2:
+        tensor = tensor.float()
+    return tensor
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _is_lazy(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+
+
+def _behind_parametrization(owner: str, layers: dict[str, nn.Module]) -> nn.Module | None:
+    """Return the layer whose weight is held as ``parametrizations.weight.original*``, if it is."""
+    head, found, _ = f"{owner}.".rpartition("parametrizations.")
+    return layers.get(head[:-1]) if found else None
+
+
+def _kind(name: str, tensor: Tensor, layer: nn.Module) -> Kind:
+    leaf = name.rpartition(".")[2]
+    if "bias" in leaf:
+        return "bias"
+    table: tuple[tuple[tuple[type, ...], Kind], ...] = (
+        (_NORMS, "norm"),
+        (_CONVOLUTIONS, "convolution"),
+        ((nn.Embedding, nn.EmbeddingBag), "embedding"),
+        ((nn.RNNBase, nn.RNNCellBase), "recurrent"),
+        ((nn.MultiheadAttention,), "attention"),
+        ((nn.Linear, nn.Bilinear), "linear"),
+    )
+    return next((kind for types, kind in table if isinstance(layer, types)), "other")

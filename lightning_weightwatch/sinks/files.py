@@ -1,0 +1,42 @@
+"""Files under ``<log_dir>/weightwatch/``: evidence that survives a crash, a spawned worker and any logger.
+
+JSON has no NaN or Inf, so such numbers are written as the texts ``"nan"``, ``"inf"`` and ``"-inf"``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning_weightwatch.sinks._base import log
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON object as a line and close the file, so that the next line of the program may crash."""
+    _write(path, json.dumps(_plain(record), allow_nan=False) + "\n", mode="a")
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write one JSON object, replacing what was there."""
+    _write(path, json.dumps(_plain(record), allow_nan=False, indent=1) + "\n", mode="w")
+
+
+def _write(path: Path, text: str, *, mode: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        log.warning("Could not write %s: %s", path, error)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
