@@ -1,4 +1,6 @@
-"""The wording of refused arguments: ``Who(argument=value): expected what. Remedy.``
+"""The wording of refused arguments.
+
+All read ``Who(argument=value): expected what. Remedy.``
 
 Only construction-time arguments are checked here. What a Trainer or a network brings along is never refused: it is
 reported and worked around.
@@ -51,9 +53,10 @@ def whole_number(
             return None
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         refuse(who, argument, value, expected, remedy, wrong_type=True)
-    if value < least or (most is not None and value > most):
+    number = int(value)
+    if number < least or (most is not None and number > most):
         refuse(who, argument, value, expected, remedy)
-    return int(value)
+    return number
 
 
 def choice(who: str, argument: str, value: T, allowed: Sequence[T], remedy: str) -> T:

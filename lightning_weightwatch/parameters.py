@@ -14,7 +14,7 @@ import difflib
 import fnmatch
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -94,8 +94,12 @@ def describe(module: nn.Module) -> tuple[Parameter, ...]:
     before wrapping). Lazy, meta and empty parameters are described too and say why they cannot be measured.
 
     Example:
-        >>> [(p.name, p.shape, p.kind) for p in describe(nn.Sequential(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16)))]
-        [('0.weight', (16, 1, 3, 3), 'convolution'), ('0.bias', (16,), 'bias'), ('1.weight', (16,), 'norm'), ('1.bias', (16,), 'bias')]
+        >>> for p in describe(nn.Sequential(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16))):
+        ...     print(p.name, p.shape, p.kind)
+        0.weight (16, 1, 3, 3) convolution
+        0.bias (16,) bias
+        1.weight (16,) norm
+        1.bias (16,) bias
     """
     names: dict[int, list[str]] = {}
     for name, tensor in module.named_parameters(remove_duplicate=False):
@@ -112,7 +116,7 @@ def describe(module: nn.Module) -> tuple[Parameter, ...]:
                 shape=() if _is_lazy(tensor) else tuple(tensor.shape),
                 layer=owner,
                 layer_type=type(layer).__name__,
-                kind=_kind(name, tensor, _behind_parametrization(owner, layers) or layer),
+                kind=_kind(name, _behind_parametrization(owner, layers) or layer),
                 order=order,
                 trainable=tensor.requires_grad,
                 tied=tuple(names[id(tensor)][1:]),
@@ -120,6 +124,12 @@ def describe(module: nn.Module) -> tuple[Parameter, ...]:
             )
         )
     return tuple(described)
+
+
+def whole_shapes(now: Sequence[Parameter], before: Sequence[Parameter]) -> tuple[Parameter, ...]:
+    """Return ``now`` with the shapes that parameters had before a strategy cut them into shards."""
+    shapes = {p.name: p.shape for p in before if p.unmeasurable is None}
+    return tuple(replace(p, shape=shapes.get(p.name, p.shape)) for p in now)
 
 
 def select(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
@@ -186,7 +196,7 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _is_lazy(tensor: Tensor) -> bool:
-    return isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+    return nn.parameter.is_lazy(tensor)
 
 
 def _behind_parametrization(owner: str, layers: dict[str, nn.Module]) -> nn.Module | None:
@@ -195,7 +205,7 @@ def _behind_parametrization(owner: str, layers: dict[str, nn.Module]) -> nn.Modu
     return layers.get(head[:-1]) if found else None
 
 
-def _kind(name: str, tensor: Tensor, layer: nn.Module) -> Kind:
+def _kind(name: str, layer: nn.Module) -> Kind:
     leaf = name.rpartition(".")[2]
     if "bias" in leaf:
         return "bias"

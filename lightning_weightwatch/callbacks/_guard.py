@@ -1,4 +1,10 @@
-"""The promise that a watcher never kills a run: an internal error is reported once and the callback goes quiet."""
+"""The promise that a watcher never kills or stalls a run.
+
+``guarded`` catches whatever goes wrong inside a hook, reports it once and switches the callback off. Where ranks meet
+in collectives, a rank that went quiet alone would leave the others waiting: hooks without a collective are ``deferred``
+instead, and their failure is raised at the next ``meeting``, on all ranks alike. ``attempt`` is for showing things,
+which only one rank does: a picture that fails is no reason to stop looking.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +12,20 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
+
+from lightning_weightwatch import reduce
 from lightning_weightwatch.errors import UnhealthyRunError
 from lightning_weightwatch.sinks import log
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
+Result = TypeVar("Result")
 
 
 def guarded(hook: Hook) -> Hook:
-    """Wrap a hook so that no error of ours leaves it; the callback must set ``self.broken = False`` at construction.
+    """Let no error of ours leave a hook; ``UnhealthyRunError``, which the user asked for, passes.
 
-    ``UnhealthyRunError``, which the user asked for, passes.
+    The callback needs ``self.broken = False`` from its construction on.
     """
 
     @functools.wraps(hook)
@@ -28,10 +38,50 @@ def guarded(hook: Hook) -> Hook:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
             self.broken = True
-            who = f"{type(self).__name__}.{hook.__name__}"
-            log.warning(
-                "%s failed (%s: %s). It is switched off, the training goes on.", who, type(error).__name__, error
-            )
-            log.debug("The failure of %s:", who, exc_info=error)
+            _report(f"{type(self).__name__}.{hook.__name__}", error, "It is switched off, the training goes on.")
 
     return wrapper  # type: ignore[return-value]  # functools.wraps keeps the signature
+
+
+def deferred(hook: Hook) -> Hook:
+    """Keep an error of a hook without a collective for the next ``meeting``.
+
+    The callback needs ``self.broken = False`` and ``self.failure = None`` from its construction on.
+    """
+
+    @functools.wraps(hook)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        if self.broken or self.failure:
+            return
+        try:
+            hook(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+            self.failure = error
+
+    return wrapper  # type: ignore[return-value]  # functools.wraps keeps the signature
+
+
+def meeting(callback: Any, work: Callable[[], Result], device: torch.device) -> Result:
+    """Do local work that a collective follows; raise on all ranks if it, or a deferred hook, failed on one."""
+
+    def all_of_it() -> Result:
+        if callback.failure:
+            raise callback.failure
+        return work()
+
+    return reduce.together(all_of_it, device)
+
+
+def attempt(what: str, act: Callable[[], None], told: set[str]) -> None:
+    """Show something; if it cannot be shown, say so once (``told`` remembers) and go on."""
+    try:
+        act()
+    except Exception as error:  # noqa: BLE001 - showing is never worth a run, nor the judging
+        if what not in told:
+            _report(what, error, "It is left out.")
+        told.add(what)
+
+
+def _report(what: str, error: Exception, consequence: str) -> None:
+    log.warning("%s failed (%s: %s). %s", what, type(error).__name__, error, consequence)
+    log.debug("The failure of %s:", what, exc_info=error)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
+from tqdm import tqdm
 
-from lightning_weightwatch.sinks import Sinks, log, open_sinks
+from lightning_weightwatch.sinks import Sinks, open_sinks
 
 StrategyKind = Literal["single", "replicated", "sharded", "hidden"]
 
@@ -55,17 +56,18 @@ def sinks_of(trainer: Any) -> Sinks:
 
 
 def tell(trainer: Any, text: str) -> None:
-    """Print for the person at the console, above the progress bar rather than through it, on one process only."""
-    if not trainer.is_global_zero:
-        return
-    bar = getattr(trainer, "progress_bar_callback", None)
-    try:
-        if bar is not None and getattr(bar, "is_enabled", False):
-            bar.print(text)
-            return
-    except Exception as error:  # noqa: BLE001 - a bar may be between two states; the text must still come out
-        log.debug("The progress bar could not print: %s", error)
-    print(text, flush=True)  # noqa: T201 - this is the console
+    """Print for the person at the console, above any progress bar rather than through it, on one process only.
+
+    ``TQDMProgressBar.print`` drops the text while no bar is shown, so tqdm itself is asked; rich's bar redirects what
+    is printed.
+    """
+    if trainer.is_global_zero:
+        tqdm.write(text)
+
+
+def log_every_n_steps(trainer: Any) -> int:
+    """Return the Trainer's logging interval; 1 where it is 0, as in barebones mode."""
+    return max(int(getattr(trainer, "log_every_n_steps", 1)), 1)
 
 
 def planned_steps(trainer: Any) -> int | None:

@@ -10,8 +10,22 @@ import sys
 
 from lightning_weightwatch import _folder
 from lightning_weightwatch.rules._base import SEVERITIES, Finding, Rule, Severity
+from lightning_weightwatch.rules._judge import judge
+from lightning_weightwatch.rules._ledger import Ledger, first_cause
+from lightning_weightwatch.rules._profile import Profile, depth_profile
 
-__all__ = ["SEVERITIES", "Finding", "Rule", "Severity", "all_rules"]
+__all__ = [
+    "SEVERITIES",
+    "Finding",
+    "Ledger",
+    "Profile",
+    "Rule",
+    "Severity",
+    "all_rules",
+    "depth_profile",
+    "first_cause",
+    "judge",
+]
 
 
 def all_rules(subject: str | None = None) -> dict[str, Rule]:

@@ -23,6 +23,26 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     _write(path, json.dumps(_plain(record), allow_nan=False, indent=1) + "\n", mode="w")
 
 
+def set_aside(path: Path) -> None:
+    """Keep what an earlier run left in the same folder as ``<name>.old``, so that runs do not mix."""
+    try:
+        if path.exists():
+            path.replace(path.with_name(path.name + ".old"))
+    except OSError as error:
+        log.warning("Could not set %s aside: %s", path, error)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects of a file, one per line; a last line cut short by a crash is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            log.warning("%s holds a line that is no JSON; it is left out.", path)
+    return records
+
+
 def _write(path: Path, text: str, *, mode: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

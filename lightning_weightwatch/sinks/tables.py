@@ -31,13 +31,13 @@ def console_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[st
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a markdown table; characters that would end a cell or open a tag are escaped.
+    r"""Return a markdown table; characters that would end a cell or open a tag are escaped.
 
     Example:
         >>> print(markdown_table(["name"], [["a|b"]]))
         | name |
         | --- |
-        | a\\|b |
+        | a\|b |
     """
     lines = [list(columns), ["---"] * len(columns), *[list(row) for row in rows]]
     return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)

@@ -35,7 +35,7 @@ class TensorBoardSink:
         """Name the place."""
         return f"TensorBoard ({self._writer.log_dir})"
 
-    def scalars(self, values: Mapping[str, float], step: int, *, detail: bool) -> None:  # noqa: ARG002 - takes all
+    def scalars(self, values: Mapping[str, float], step: int, *, detail: bool) -> None:
         """Write all scalars as one event."""
         self._write([Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()], step)
 

@@ -58,12 +58,13 @@ def linear(counts: Counts, edges: Counts) -> Counts:
     low, high, weight = _intervals(counts)
     filled = weight > 0
     low, high, weight = low[filled], high[filled], weight[filled]
-    width = np.maximum(high - low, np.finfo(np.float64).tiny)
-    below = (edges[None, :] - low[:, None]) / width[:, None]
-    share = np.diff(np.clip(below, 0.0, 1.0), axis=1)
-    out = weight @ share
-    out[0] += weight @ np.clip(below[:, 0], 0.0, 1.0)
-    out[-1] += weight @ (1.0 - np.clip(below[:, -1], 0.0, 1.0))
+    # The share of each bit-pattern bin that lies below each edge; zeros are a bin without width.
+    width = np.where(high > low, high - low, 1.0)[:, None]
+    reach = np.clip(edges, low[:, None], high[:, None]) - low[:, None]
+    below = np.where((high > low)[:, None], reach / width, edges > low[:, None])
+    out = weight @ np.diff(below, axis=1)
+    out[0] += weight @ below[:, 0]
+    out[-1] += weight @ (1.0 - below[:, -1])
     return np.asarray(out, dtype=np.float64)
 
 
@@ -89,6 +90,16 @@ def log10(counts: Counts, *, per_decade: int = 4) -> tuple[Counts, Counts]:
     edges = np.arange(first, last + 1) / per_decade
     below = np.clip((edges[None, :] - low[:, None]) / (high - low)[:, None], 0.0, 1.0)
     return edges, np.asarray(both[filled] @ np.diff(below, axis=1), dtype=np.float64)
+
+
+def zero_count(counts: Counts) -> float:
+    """Return how many elements of one tensor were zero (or subnormal), from its row of counts."""
+    return float(counts.reshape(2, _PER_SIGN)[:, :_PER_EXPONENT].sum())
+
+
+def nonfinite_count(counts: Counts) -> float:
+    """Return how many elements of one tensor were NaN or Inf, from its row of counts."""
+    return float(counts.reshape(2, _PER_SIGN)[:, _NON_FINITE:].sum())
 
 
 def finite_range(counts: Counts) -> tuple[float, float]:

@@ -35,14 +35,14 @@ def read(partials: Partials) -> dict[str, Tensor]:
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
     wide = precise(tensors[0])
-    norms = torch._foreach_norm(list(tensors), 2, dtype=wide)
+    norms = torch._foreach_norm(list(tensors), 2, dtype=wide)  # noqa: SLF001 - torch's own clipping is built on it
     return torch.stack([n.to(tensors[0].device) for n in norms])
 
 
 def _norms_on_cpu(tensors: Sequence[Tensor]) -> Tensor:
     # A half-precision norm would come back rounded to half precision.
     narrow = [t if t.element_size() >= 4 else t.float() for t in tensors]
-    norms = torch.stack([n.double() for n in torch._foreach_norm(narrow, 2)])
+    norms = torch.stack([n.double() for n in torch._foreach_norm(narrow, 2)])  # noqa: SLF001 - as above
     doubtful = (norms < _SQUARES_UNDERFLOW) | ~norms.isfinite()
     for i in doubtful.nonzero().flatten().tolist():
         norms[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)

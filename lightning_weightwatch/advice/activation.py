@@ -1,0 +1,12 @@
+"""Use activations that pass gradients on."""
+
+from lightning_weightwatch.advice._base import Remedy
+
+REMEDY = Remedy(
+    topic="activation",
+    treats={
+        "vanishing_gradients": (
+            "Replace sigmoid, whose slope is at most 1/4, and tanh by ReLU or GELU in the hidden layers."
+        ),
+    },
+)

@@ -1,0 +1,22 @@
+"""Begin from weights that keep the signal's size."""
+
+from lightning_weightwatch.advice._base import Remedy
+
+REMEDY = Remedy(
+    topic="initialisation",
+    treats={
+        "vanishing_gradients": (
+            "Initialise for the activation that follows: nn.init.kaiming_normal_(weight, nonlinearity='relu') before "
+            "ReLU, nn.init.xavier_normal_(weight, gain=5/3) before tanh; PyTorch's default loses signal in deep plain "
+            "networks."
+        ),
+        "exploding_gradients": (
+            "If they were large from the first step, lower the gain of the initial weights and normalise inputs and "
+            "targets."
+        ),
+        "constant_weights": (
+            "Draw weight matrices at random: units that begin equal stay equal, as all receive the same gradient."
+        ),
+        "non_finite_weights": "Load or draw the weights again and check them with audit_init(model) before training.",
+    },
+)

@@ -1,0 +1,375 @@
+"""How an initialisation is judged: every parameter gets a verdict, and every illness a finding.
+
+``audit_init`` does it all for a module at hand. It is made of three parts, so that a callback can let ranks agree
+between measuring and judging: ``measure`` gives partials, ``readouts`` turns them (merged or not) into numbers, and
+``judge`` needs only those. The schemes themselves lie in ``theory``, the illnesses in ``rules``.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_weightwatch import stats
+from lightning_weightwatch.parameters import Parameter, describe, named_tensors, values
+from lightning_weightwatch.rules import Finding, Severity, all_rules
+from lightning_weightwatch.sinks.tables import console_table, markdown_table
+from lightning_weightwatch.theory import Place, Recognition, candidates, default_scheme, recognise
+
+Verdict = Literal["ok", "note", "warning", "critical", "skipped"]
+Readouts = Mapping[str, Mapping[str, float]]
+
+STATISTICS = ("moments", "extremes")
+_WORST_FIRST: tuple[Verdict, ...] = ("critical", "warning", "skipped", "note", "ok")
+_VERDICT_OF: dict[Severity, Verdict] = {"critical": "critical", "warning": "warning", "info": "note"}
+_COLUMNS = ("parameter", "shape", "kind", "scheme", "std", "expected", "verdict")
+_ZEROS = "all zeros: right for the last layer of a residual branch, a head or LoRA's B; elsewhere gradients will tell"
+_UNKNOWN = "matches no known scheme: loaded, trained, or of the model's own making"
+
+
+@dataclass(frozen=True)
+class ParameterVerdict:
+    """What is said of one parameter.
+
+    Attributes:
+        name: Its dotted name.
+        shape: Its whole shape; ``()`` while it is uninitialised.
+        kind: What it is for, such as ``"convolution"`` or ``"bias"``.
+        scheme: How it was initialised, by name; ``"unrecognised"`` is no illness.
+        std: Its measured standard deviation, or ``None`` where it has none.
+        expected_std: That of its scheme; of PyTorch's default for its layer where the scheme is unrecognised.
+        verdict: The judgement.
+        reason: The judgement in words.
+        mean: Its measured mean, or ``None`` where it has none.
+        nonfinite: How many elements are NaN or Inf.
+        constant: The value of all its elements, if they are the same.
+        trainable: Whether it asks for a gradient.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    scheme: str
+    std: float | None
+    expected_std: float | None
+    verdict: Verdict
+    reason: str
+    mean: float | None = None
+    nonfinite: int = 0
+    constant: float | None = None
+    trainable: bool = True
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """The verdict on a whole model.
+
+    Attributes:
+        parameters: One verdict for every parameter, in order of registration.
+        findings: The illnesses.
+        resumed: Whether a checkpoint was loaded, so that nothing is said of schemes.
+        probe: What one batch showed: ``output_rms``, ``output_nonfinite``, ``loss``; or why it could not be sent.
+    """
+
+    parameters: tuple[ParameterVerdict, ...]
+    findings: tuple[Finding, ...] = ()
+    resumed: bool = False
+    probe: dict[str, Any] | None = None
+
+    @property
+    def headline(self) -> str:
+        """The verdicts, counted, in one line."""
+        counts = {v: sum(p.verdict == v for p in self.parameters) for v in _WORST_FIRST}
+        told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+        when = "Restored" if self.resumed else "Initial"
+        return f"{when} weights of {len(self.parameters)} parameters: {told or 'none'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain Python values that ``json`` takes."""
+        return {
+            "resumed": self.resumed,
+            "parameters": [asdict(p) | {"shape": list(p.shape)} for p in self.parameters],
+            "findings": [finding.to_dict() for finding in self.findings],
+            "probe": self.probe and {key: _plain(value) for key, value in self.probe.items()},
+        }
+
+    def to_markdown(self) -> str:
+        """Return a page of markdown: findings, then the table, worst first."""
+        lines = [f"**{self.headline}**", *(f"* {finding}" for finding in self.findings), *self._remarks("* ")]
+        return "\n".join([*lines, "", markdown_table(_COLUMNS, self._rows())])
+
+    def __str__(self) -> str:
+        """Draw the table for the console, worst first, and say what is not well."""
+        return "\n".join([console_table(self.headline, _COLUMNS, self._rows()), *self._remarks("")])
+
+    def _worst_first(self) -> list[ParameterVerdict]:
+        return sorted(self.parameters, key=lambda p: _WORST_FIRST.index(p.verdict))
+
+    def _rows(self) -> list[list[str]]:
+        return [_row(p) for p in self._worst_first()]
+
+    def _remarks(self, bullet: str) -> list[str]:
+        remarks = [f"{p.verdict} {p.name}: {p.reason}" for p in self._worst_first() if p.verdict != "ok"]
+        if self.probe is not None:
+            remarks.append("one batch: " + ", ".join(f"{key} {_number(value)}" for key, value in self.probe.items()))
+        return [bullet + remark for remark in remarks]
+
+
+def audit_init(model: nn.Module, batch: Any = None, loss_fn: Callable[[Any, Any], Tensor] | None = None) -> InitReport:
+    """Judge the initialisation of ``model``; it is left as it was, bit for bit.
+
+    Args:
+        model: Any module. Lazy and meta parameters are reported as skipped.
+        batch: What ``model(...)`` takes: one argument, a tuple of positional ones or a mapping of named ones. With
+            ``loss_fn`` a pair ``(input, target)``. One forward pass is then made and told in ``probe``.
+        loss_fn: ``loss_fn(output, target)`` gives the initial loss.
+
+    Raises:
+        TypeError: If ``loss_fn`` is given and ``batch`` is not a pair.
+
+    Example:
+        >>> report = audit_init(nn.Linear(64, 8, bias=False))
+        >>> [(p.name, p.verdict, p.scheme) for p in report.parameters]
+        [('weight', 'ok', 'PyTorch default (uniform ±1/sqrt(fan_in))')]
+    """
+    parameters = describe(model)
+    measured = readouts(parameters, measure(parameters, named_tensors(model)))
+    report = judge(parameters, measured)
+    return report if batch is None else replace(report, probe=_probe(model, batch, loss_fn))
+
+
+def measurable(parameters: Sequence[Parameter]) -> list[Parameter]:
+    """Return the parameters whose values can be read; partials have one row for each."""
+    return [p for p in parameters if p.unmeasurable is None]
+
+
+def measure(parameters: Sequence[Parameter], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Measure what this process holds of the measurable parameters; partials of shape ``[P]``."""
+    return stats.measure(STATISTICS, [values(tensors[p.name]) for p in measurable(parameters)])
+
+
+def readouts(parameters: Sequence[Parameter], partials: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Turn partials, merged or not, into numbers by parameter; this waits for the device."""
+    read = stats.read(STATISTICS, partials)
+    read |= {key: partials[f"moments/{key}"] for key in ("count", "zeros")}
+    columns = {key: column.tolist() for key, column in read.items()}
+    return {p.name: {key: column[i] for key, column in columns.items()} for i, p in enumerate(measurable(parameters))}
+
+
+def judge(
+    parameters: Sequence[Parameter],
+    measured: Readouts,
+    *,
+    among: Sequence[Parameter] | None = None,
+    resumed: bool = False,
+    step: int = 0,
+) -> InitReport:
+    """Judge parameters by their numbers.
+
+    Args:
+        parameters: What is reported.
+        measured: The ``readouts`` of those that can be measured.
+        among: All parameters of the model, where ``parameters`` is a selection: the expected spread of a bias follows
+            from the weight beside it.
+        resumed: A checkpoint was loaded: schemes are not judged, NaN and constant matrices still are.
+        step: The step the findings are told at.
+    """
+    places = _places(parameters if among is None else among)
+    verdicts = tuple(_first_verdict(p, places[p.name], measured.get(p.name), resumed) for p in parameters)
+    found = [finding for rule in all_rules("initialisation").values() for finding in rule(verdicts)]
+    findings = tuple(replace(finding, step=step, since_step=step) for finding in found)
+    return InitReport(tuple(_after(findings, v) for v in verdicts), findings, resumed)
+
+
+def _after(findings: Sequence[Finding], verdict: ParameterVerdict) -> ParameterVerdict:
+    """Give a parameter the verdict of the worst finding it has a part in."""
+    at_it = [_VERDICT_OF[f.severity] for f in findings if verdict.name in f.parameters]
+    return replace(verdict, verdict=min([verdict.verdict, *at_it], key=_WORST_FIRST.index))
+
+
+def _first_verdict(
+    parameter: Parameter, place: Place, readout: Mapping[str, float] | None, resumed: bool
+) -> ParameterVerdict:
+    """Say what is known of a parameter before the rules look at it."""
+    why = parameter.unmeasurable or _unseen(parameter, readout)
+    if why or readout is None:
+        return _verdict(parameter, scheme="not measured", verdict="skipped", reason=why or "not measured")
+    constant = readout["min"] if readout["min"] == readout["max"] and readout["count"] > 1 else None
+    recognition = Recognition(None) if resumed else recognise(readout, candidates(place, round(readout["zeros"])))
+    expected = None if resumed else recognition.scheme or default_scheme(place)
+    verdict, reason = _in_words(parameter, readout, constant, recognition, resumed)
+    return replace(
+        _verdict(parameter, scheme="restored" if resumed else str(recognition), verdict=verdict, reason=reason),
+        std=_finite(readout["std"]),
+        mean=_finite(readout["mean"]),
+        expected_std=expected.std if expected else None,
+        nonfinite=round(readout["nonfinite"]),
+        constant=None if readout["nonfinite"] else constant,
+    )
+
+
+def _unseen(parameter: Parameter, readout: Mapping[str, float] | None) -> str | None:
+    """Say why a parameter cannot be judged although it could be read: no part passes for the whole."""
+    seen = 0 if readout is None else round(readout["count"] + readout["nonfinite"])
+    return f"only {seen} of its {parameter.numel} elements are held here" if seen < parameter.numel else None
+
+
+def _in_words(
+    parameter: Parameter,
+    readout: Mapping[str, float],
+    constant: float | None,
+    recognition: Recognition,
+    resumed: bool,
+) -> tuple[Verdict, str]:
+    if readout["nonfinite"]:
+        return "ok", f"{readout['nonfinite']:.0f} of {parameter.numel} elements are NaN or Inf"
+    if constant is not None:
+        is_matrix = parameter.is_matrix and sum(size > 1 for size in parameter.shape) >= 2
+        if constant == 0:
+            return ("note", _ZEROS) if is_matrix else ("ok", "all zeros")
+        same = f"all {parameter.numel} elements are {constant:.6g}"
+        return ("note", f"{same}: every unit computes the same") if is_matrix else ("ok", same)
+    if resumed:
+        return "ok", "restored from a checkpoint: finite and not constant"
+    return "ok", _UNKNOWN if recognition.scheme is None else f"drawn from {recognition}"
+
+
+def _verdict(parameter: Parameter, *, scheme: str, verdict: Verdict, reason: str) -> ParameterVerdict:
+    return ParameterVerdict(
+        name=parameter.name,
+        shape=parameter.shape,
+        kind=parameter.kind,
+        scheme=scheme,
+        std=None,
+        expected_std=None,
+        verdict=verdict,
+        reason=reason,
+        trainable=parameter.trainable,
+    )
+
+
+def _places(parameters: Sequence[Parameter]) -> dict[str, Place]:
+    """Put every parameter beside the others of its layer."""
+    homes = {p.name: _layer_and_role(p.name) for p in parameters}
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    kinds: dict[str, str] = {}
+    for p in parameters:
+        layer, role = homes[p.name]
+        shapes.setdefault(layer, {})[role] = p.shape
+        if p.kind != "bias":
+            kinds[layer] = p.kind
+    return {
+        p.name: Place(role, p.shape, kinds.get(layer, p.kind), p.layer_type, shapes[layer])
+        for p in parameters
+        for layer, role in [homes[p.name]]
+    }
+
+
+def _layer_and_role(name: str) -> tuple[str, str]:
+    """Split a name into its layer and its role there, without what a parametrisation or pruning adds.
+
+    Example:
+        >>> _layer_and_role("net.0.parametrizations.weight.original1"), _layer_and_role("net.0.weight_v")
+        (('net.0', 'weight'), ('net.0', 'weight'))
+    """
+    head, found, tail = f".{name}".rpartition(".parametrizations.")
+    if found:
+        role, _, part = tail.partition(".")
+        return head[1:], role + "_g" if part == "original0" else role  # weight norm keeps the norms in original0
+    layer, _, role = name.rpartition(".")
+    if role.startswith("weight"):  # bias_v is a parameter of MultiheadAttention
+        role = role.removesuffix("_v")
+    return layer, role.removesuffix("_orig")
+
+
+def _row(p: ParameterVerdict) -> list[str]:
+    shape = " x ".join(map(str, p.shape))
+    return [p.name, shape, p.kind, p.scheme, _number(p.std), _number(p.expected_std), p.verdict]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: it is spelled out."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _probe(model: nn.Module, batch: Any, loss_fn: Callable[[Any, Any], Tensor] | None) -> dict[str, Any]:
+    """Send one batch through the model, in the mode it is in, and say what came out.
+
+    The model computes with copies of its parameters and buffers: a forward pass may change both (batch norm its
+    statistics, an embedding with ``max_norm`` its rows).
+    """
+    if loss_fn is not None and not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+        raise TypeError(
+            f"audit_init(batch={type(batch).__name__}): expected a pair (input, target), because loss_fn is given. "
+            "Pass both, or leave loss_fn out."
+        )
+    inputs, target = batch if loss_fn is not None else (batch, None)
+    without = [p for p in describe(model) if p.unmeasurable not in (None, "empty")]
+    if without:
+        return {"skipped": f"{without[0].name}: {without[0].unmeasurable}"}
+    held = dict(model.named_parameters()) | dict(model.named_buffers())
+    args, named = _as_arguments(inputs)
+    with torch.no_grad(), _rng_kept({t.device for t in held.values()}):
+        copies = {name: tensor.detach().clone() for name, tensor in held.items()}
+        output = functional_call(model, copies, args, named)
+        told = _output_numbers(output)
+        if loss_fn is not None:
+            told["loss"] = float(loss_fn(output, target))
+    return told
+
+
+def _as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+def _output_numbers(output: Any) -> dict[str, Any]:
+    tensors = [values(t) for t in _tensors_in(output) if t.numel()]
+    sums = {key: part.sum().item() for key, part in stats.measure(["moments"], tensors).items()}
+    count, square = sums["moments/count"], sums["moments/sum_sq"]
+    rms = math.sqrt(square / count) if count else None
+    return {"output_rms": rms, "output_nonfinite": int(sums["moments/nonfinite"])}
+
+
+def _tensors_in(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (Mapping, list, tuple)):
+        for item in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors_in(item)
+
+
+@contextmanager
+def _rng_kept(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Put every random stream a forward pass may draw from back to where it was."""
+    python, array, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    others = [(torch.get_device_module(d), () if d.type == "mps" else (d,)) for d in devices if d.type != "cpu"]
+    states = [module.get_rng_state(*which) for module, which in others]
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+        torch.set_rng_state(cpu)
+        for (module, which), state in zip(others, states, strict=True):
+            module.set_rng_state(state, *which)

@@ -1,0 +1,157 @@
+"""What the gradient monitor shows, and how often.
+
+It turns evidence into scalars, a picture and a table of findings and hands them to sinks; it judges nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lightning_weightwatch import figures
+from lightning_weightwatch.callbacks._cadence import Cadence
+from lightning_weightwatch.callbacks._guard import attempt
+from lightning_weightwatch.evidence import Evidence, Floats, History
+from lightning_weightwatch.rules import Finding, depth_profile, first_cause
+from lightning_weightwatch.sinks import Sinks
+from lightning_weightwatch.sinks.tables import markdown_table
+
+BAND = 2.0  # decades around the median layer; healthy depth profiles stayed within 1.8
+_FLOOR = -12.0  # log10 of a norm of zero is drawn here; a deeper floor would squeeze the axis
+
+
+class GradientPage:
+    """The gradient monitor's part of a TensorBoard page.
+
+    Args:
+        sinks: Where to show.
+        prefix: The first part of every tag.
+        names: The parameters, in forward order.
+        planned: Steps of the run, if known.
+        every_n_steps: The shortest distance between two points.
+    """
+
+    def __init__(
+        self, sinks: Sinks, prefix: str, evidence: Evidence, *, planned: int | None, every_n_steps: int
+    ) -> None:
+        self._sinks, self._prefix = sinks, prefix
+        self._evidence = evidence
+        self._columns = evidence.matrices or list(range(len(evidence.parameters)))
+        self._history = History(rows=len(self._columns))
+        self._scalars = Cadence(points=1000, least=every_n_steps, planned=planned)
+        self._details = Cadence(points=100, least=every_n_steps, planned=planned)
+        self._pictures = Cadence(points=9, least=5 * every_n_steps, planned=planned)
+        self._peaks: Floats = np.full(len(evidence.parameters), np.nan)
+        self._peak = np.nan
+        self._told: set[str] = set()
+
+    def remember(self, steps: int) -> None:
+        """Take the last ``steps`` steps of the evidence into the history and the running maxima."""
+        norms = self._evidence.norms[-steps:]
+        self._peaks = np.fmax(self._peaks, _quiet_max(norms))
+        self._peak = float(np.fmax(self._peak, _quiet_max(self._evidence.global_norm[-steps:, None])[0]))
+        with np.errstate(divide="ignore"):
+            logs = np.log10(self._evidence.rms[-steps:, self._columns])
+        recent = zip(self._evidence.steps[-steps:], logs, self._evidence.losses[-steps:], strict=True)
+        for step, row, loss in recent:
+            self._history.add(step, row, loss=loss)
+
+    def show(self, findings: Sequence[Finding], *, last: bool = False, news: bool = False) -> None:
+        """Show what is due; everything if it is the ``last`` time, the picture and the table if there are ``news``."""
+        if not self._sinks or not len(self._evidence):
+            return
+        step = self._evidence.steps[-1]
+        if self._scalars.due(step) or last:
+            attempt("Logging gradient scalars", lambda: self._show_scalars(step), self._told)
+        if self._details.due(step) or last:
+            attempt("Logging gradient norms", lambda: self._show_details(step), self._told)
+        if news:
+            attempt("Logging findings", lambda: self._show_findings(findings, step), self._told)
+        if self._pictures.due(step) or last or news:
+            attempt("Drawing the health report", lambda: self._draw(findings, step), self._told)
+        if last or news:
+            self._sinks.flush()
+
+    def _show_scalars(self, step: int) -> None:
+        profile = depth_profile(self._evidence, steps=min(20, len(self._evidence)))
+        values = {
+            "grad_norm_log10": _log10(self._peak),
+            "grad_depth_slope": profile.per_layer if profile else np.nan,
+            "layers_out_of_band": float(_out_of_band(self._history.values[-1])),
+            "non_finite_parameters": float(np.isinf(self._evidence.norms[-1]).sum()),
+        }
+        known = {f"{self._prefix}/{name}": value for name, value in values.items() if np.isfinite(value)}
+        self._sinks.scalars(known, step)
+        self._peak = np.nan
+
+    def _show_details(self, step: int) -> None:
+        tags = numbered([p.name for p in self._evidence.parameters])
+        values = {f"{self._prefix}.grad_log10/{tag}": _log10(peak) for tag, peak in zip(tags, self._peaks, strict=True)}
+        self._sinks.scalars({tag: v for tag, v in values.items() if np.isfinite(v)}, step, detail=True)
+        self._peaks = np.full_like(self._peaks, np.nan)
+
+    def _show_findings(self, findings: Sequence[Finding], step: int) -> None:
+        self._sinks.text(f"{self._prefix}/findings", findings_table(findings), step)
+
+    def _draw(self, findings: Sequence[Finding], step: int) -> None:
+        cause = first_cause(findings)
+        figure = figures.health_report(
+            verdict=headline(cause, step),
+            healthy=cause is None,
+            layers=[self._evidence.parameters[i].name for i in self._columns],
+            steps=self._history.steps,
+            log_rms=self._history.values,
+            losses=self._history.losses,
+            band=BAND,
+        )
+        self._sinks.image(f"{self._prefix}/0 report", figures.encode(figure), step)
+
+
+def headline(cause: Finding | None, step: int) -> str:
+    """Say in a few words how the run does."""
+    if cause is None:
+        return f"No illness found up to step {step}"
+    return f"{cause.rule.replace('_', ' ')} since step {cause.since_step}"
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Put each name's place before it, so that TensorBoard lists layers in forward order.
+
+    Example:
+        >>> numbered(["conv.weight", "fc.weight"])
+        ['00 conv.weight', '01 fc.weight']
+    """
+    digits = max(2, len(str(len(names) - 1)))
+    return [f"{i:0{digits}d} {name}" for i, name in enumerate(names)]
+
+
+def findings_table(findings: Sequence[Finding]) -> str:
+    """Return the findings as markdown, the first cause named."""
+    cause = first_cause(findings)
+    columns = ["severity", "illness", "since step", "told at step", "what was seen", "try first", "parameters"]
+    rows = [
+        [f.severity, f.rule, str(f.since_step), str(f.step), f.saw, f.try_first, ", ".join(f.parameters)]
+        for f in findings
+    ]
+    head = f"**First cause: {cause.rule}, since step {cause.since_step}.**\n\n" if cause else ""
+    return head + markdown_table(columns, rows)
+
+
+def _log10(value: float) -> float:
+    return float(np.log10(value)) if value > 10**_FLOOR else (_FLOOR if value == value else np.nan)
+
+
+def _out_of_band(log_rms: Floats) -> int:
+    """Count the layers that lie farther than the band from the median layer, or are not finite."""
+    measured = log_rms[~np.isnan(log_rms)]
+    finite = measured[np.isfinite(measured)]
+    middle = np.median(finite) if finite.size else 0.0
+    return int((np.abs(measured - middle) > BAND).sum())
+
+
+def _quiet_max(values: Floats) -> Floats:
+    """Return the largest finite value of each column, NaN where there is none."""
+    finite = np.where(np.isfinite(values), values, -np.inf)
+    largest = finite.max(axis=0, initial=-np.inf)
+    return np.where(np.isneginf(largest), np.nan, largest)

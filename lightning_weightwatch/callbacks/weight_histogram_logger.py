@@ -1,0 +1,276 @@
+"""Show how weights, biases and gradients are distributed while a model trains.
+
+This file decides when to look and whom to tell. What is counted lies in ``stats``, what is shown in ``_weight_pages``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_weightwatch import _arguments, reduce
+from lightning_weightwatch.callbacks import _trainer
+from lightning_weightwatch.callbacks._cadence import Cadence
+from lightning_weightwatch.callbacks._guard import guarded, meeting
+from lightning_weightwatch.callbacks._names import select_or_warn
+from lightning_weightwatch.callbacks._weight_pages import Array, WeightPages
+from lightning_weightwatch.parameters import (
+    Parameter,
+    describe,
+    named_tensors,
+    unmeasurable,
+    values,
+    whole_shapes,
+)
+from lightning_weightwatch.recorder import owned
+from lightning_weightwatch.sinks import Sinks
+from lightning_weightwatch.stats import histogram
+
+_ME = "WeightHistogramLogger"
+_HISTOGRAMS, _PICTURES = 50, 10  # what TensorBoard keeps per tag
+_PICTURE_COST = 10  # logging intervals between two sets of pictures, at least; drawing one takes as long as many steps
+_LARGEST_PICTURE = 1 << 22  # elements; more would be copied to the host for a picture of 640 x 310 dots
+
+
+class WeightHistogramLogger(pl.Callback):
+    """Log histograms, heat maps and bar charts of weights, biases and gradients to TensorBoard.
+
+    Weights are read before the step they are logged at, so the first point shows the initialisation. Gradients are read
+    as ``GradientHealthMonitor`` reads them. All elements are counted on the device; only counts travel, the axes of
+    weights stay put, non-finite elements are counted apart, and no tensor, of whatever content, makes it raise.
+
+    ======================================== ========================= ================================================
+    tag                                      unit                      meaning
+    ======================================== ========================= ================================================
+    ``health.weight_hist/<nn name>``         number of elements        distribution of a weight or bias, 64 linear bins
+    ``health.weight_nonfinite/<nn name>``    number of elements        NaN and Inf in it, where there are any
+    ``health.grad_log10_hist/<nn name>``     number of elements        distribution of log10 of the gradient's magnitude
+    ``health.grad_zero_share/<nn name>``     share of elements, 0 to 1 gradient elements that are exactly zero
+    ``health.grad_nonfinite/<nn name>``      number of elements        NaN and Inf in it, where there are any
+    ``health.fig_weight/<nn name>``          picture                   convolution filters, or the weight matrix
+    ``health.fig_bias/<nn name>``            picture                   a bar for each unit
+    ======================================== ========================= ================================================
+
+    Args:
+        every_n_steps: Log every so many steps. ``None`` spreads the 50 histograms and 10 pictures that TensorBoard
+            keeps of each over the planned length of the run, no closer than the Trainer's ``log_every_n_steps``.
+        include: Log parameters whose name matches one of these shell-style patterns.
+        exclude: Of those, leave out the ones that match one of these.
+        gradients: Log gradients too.
+        figures: Draw so many weights and as many biases, spread evenly over the depth; 0 draws none.
+        prefix: The first part of every tag.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> WeightHistogramLogger(every_n_steps=100, exclude=["backbone.*"]).figures
+        6
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = None,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        gradients: bool = True,
+        figures: int = 6,
+        prefix: str = "health",
+    ) -> None:
+        super().__init__()
+        self.every_n_steps = _arguments.whole_number(
+            _ME, "every_n_steps", every_n_steps, least=1, nothing=True, remedy="Use None to follow the run's length."
+        )
+        self.include = _arguments.patterns(_ME, "include", include)
+        self.exclude = _arguments.patterns(_ME, "exclude", exclude)
+        self.gradients = _arguments.flag(_ME, "gradients", gradients, "Use False to log weights only.")
+        self.figures = _arguments.whole_number(_ME, "figures", figures, least=0, remedy="Use 0 to draw none.")
+        self.prefix = _arguments.tag_prefix(_ME, "prefix", prefix)
+        self.broken = False
+        self.failure: Exception | None = None
+        self._axes: dict[str, list[float]] = {}
+        self._fit = _Fit()
+
+    @property
+    def state_key(self) -> str:
+        """Two loggers of one Trainer must not log under one prefix, so the prefix tells their states apart."""
+        return self._generate_state_key(prefix=self.prefix)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the axes of the weights, so that a resumed run goes on with them."""
+        return {"axes": {name: list(ends) for name, ends in self._axes.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the axes of the earlier run."""
+        self._axes = {name: list(ends) for name, ends in state_dict.get("axes", {}).items()}
+
+    @guarded
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Begin anew, and note whole shapes before a strategy cuts them."""
+        if stage == "fit":
+            self._fit, self._axes = _Fit(whole=describe(pl_module)), {}
+
+    @guarded
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ask how long the run is and how tensors lie on the processes."""
+        fit, kind = self._fit, _trainer.strategy_kind(trainer)
+        fit.sharded = kind == "sharded"
+        fit.sinks = _trainer.sinks_of(trainer)
+        fit.active = kind != "hidden" and (bool(fit.sinks) or fit.sharded)
+        planned = _trainer.planned_steps(trainer)
+        least = self.every_n_steps or _trainer.log_every_n_steps(trainer)
+        fit.histograms = Cadence(points=_HISTOGRAMS, least=least, planned=1 if self.every_n_steps else planned)
+        fit.pictures = Cadence(points=_PICTURES - 1, least=_PICTURE_COST * least, planned=planned)
+
+    @guarded
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Log weights before the step, when it is due."""
+        fit, step = self._fit, _trainer.log_step(trainer)
+        if fit.active and fit.histograms.due(step):
+            fit.gradients_due = step
+            self._log_weights(pl_module, step, pictures=fit.pictures.due(step))
+
+    @guarded
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Log this optimizer's gradients, when they are due."""
+        fit, step = self._fit, _trainer.log_step(trainer)
+        key = (step, id(optimizer))
+        # LBFGS calls this up to twenty times per step, from points that its line search rejects.
+        if not fit.active or not self.gradients or step != fit.gradients_due or key == fit.last_gradients:
+            return
+        fit.last_gradients = key
+        mine = {id(p) for p in owned(optimizer)}
+        tensors = {name: p for name, p in named_tensors(pl_module).items() if id(p) in mine}
+        names = [name for name in self._chosen(pl_module) if name in tensors]
+        held = [tensors[name] for name in names]
+        scale = _trainer.gradient_scale(trainer, optimizer)
+        counts = self._count(pl_module, names, held, [p.grad for p in held], scale)
+        self._page(pl_module).gradients(counts, step)
+
+    @guarded
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the weights as they are left."""
+        if self._fit.active:
+            self._log_weights(pl_module, _trainer.log_step(trainer), pictures=True)
+            self._fit.sinks.flush()
+
+    @guarded
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Bring to disk what was logged."""
+        self._fit.sinks.flush()
+        self._fit = _Fit()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let go of the model."""
+        self._fit = _Fit()
+
+    def _chosen(self, pl_module: pl.LightningModule) -> dict[str, Parameter]:
+        """Return what is logged; described anew when parameters have come or gone."""
+        fit = self._fit
+        if fit.described.keys() != named_tensors(pl_module).keys():
+            described = describe(pl_module)
+            if fit.sharded:
+                described = whole_shapes(described, fit.whole)
+            fit.described = {p.name: p for p in described}
+            fit.chosen = select_or_warn(_ME, fit.described, self.include, self.exclude)
+            fit.pages = None
+        return {name: fit.described[name] for name in fit.chosen}
+
+    def _page(self, pl_module: pl.LightningModule) -> WeightPages:
+        if self._fit.pages is None:
+            self._chosen(pl_module)
+            parameters = list(self._fit.described.values())
+            self._fit.pages = WeightPages(self._fit.sinks, self.prefix, parameters, self._axes)
+        return self._fit.pages
+
+    def _log_weights(self, pl_module: pl.LightningModule, step: int, *, pictures: bool) -> None:
+        tensors, chosen = named_tensors(pl_module), self._chosen(pl_module)
+        held = [tensors[name] for name in chosen]
+        self._page(pl_module).weights(self._count(pl_module, list(chosen), held, held, None), step)
+        if pictures and self._fit.sinks and not self._fit.sharded:  # a shard has no picture
+            drawn = [name for name in _drawn(chosen.values(), self.figures) if unmeasurable(tensors[name]) is None]
+            arrays = {name: _array(tensors[name]) for name in drawn}
+            self._page(pl_module).figures(arrays, {name: chosen[name].kind for name in drawn}, step)
+
+    def _count(
+        self,
+        pl_module: pl.LightningModule,
+        names: Sequence[str],
+        held: Sequence[Tensor],
+        tensors: Sequence[Tensor | None],
+        scale: Tensor | None,
+    ) -> dict[str, Array]:
+        """Count the elements of weights or gradients that can be read; all ranks together, where each has a shard."""
+        if not self._fit.sharded:
+            readable = [i for i, t in enumerate(tensors) if t is not None and unmeasurable(t) is None]
+            shares = [_share(tensors[i], held[i], scale) for i in readable]
+            return _rows([names[i] for i in readable], histogram.measure(shares)["counts"])
+        # The layout must be the same on every process, whatever it holds.
+        local = meeting(self, lambda: _local_counts(held, tensors, scale), pl_module.device)
+        weights = reduce.replication_weights(
+            [values(t) for t in held], [self._fit.described[name].numel for name in names]
+        )
+        return _rows(names, reduce.merge({"counts": local}, {"counts": "sum"}, weights)["counts"])
+
+
+@dataclass
+class _Fit:
+    """All that belongs to one fit and is dropped after it."""
+
+    whole: tuple[Parameter, ...] = ()
+    sinks: Sinks = field(default_factory=Sinks)
+    active: bool = False
+    sharded: bool = False
+    histograms: Cadence = field(default_factory=lambda: Cadence(points=1, least=1, planned=None))
+    pictures: Cadence = field(default_factory=lambda: Cadence(points=1, least=1, planned=None))
+    described: dict[str, Parameter] = field(default_factory=dict)
+    chosen: list[str] = field(default_factory=list)
+    pages: WeightPages | None = None
+    gradients_due: int = -1
+    last_gradients: tuple[int, int] = (-1, -1)
+
+
+def _local_counts(held: Sequence[Tensor], tensors: Sequence[Tensor | None], scale: Tensor | None) -> Tensor:
+    shares = [_share(tensor, whole, scale) for tensor, whole in zip(tensors, held, strict=True)]
+    return histogram.measure(shares)["counts"]
+
+
+def _rows(names: Sequence[str], counts: Tensor) -> dict[str, Array]:
+    return dict(zip(names, counts.cpu().double().numpy(), strict=True))
+
+
+def _share(tensor: Tensor | None, whole: Tensor, scale: Tensor | None) -> Tensor:
+    """Return this process's share of a tensor; nothing, where it holds nothing that can be read."""
+    if tensor is None or (tensor.numel() and unmeasurable(tensor)):
+        return values(whole).new_empty(0)
+    return values(tensor) if scale is None else values(tensor) / scale
+
+
+def _array(tensor: Tensor) -> Array:
+    return np.asarray(values(tensor).float().cpu().double().numpy())
+
+
+def _drawn(parameters: Iterable[Parameter], most: int) -> list[str]:
+    """Choose weights and biases evenly over the depth, the first and the last among them."""
+    small = [p for p in parameters if 0 < p.numel <= _LARGEST_PICTURE]
+    weights = [p.name for p in small if p.is_matrix or p.kind == "embedding"]
+    biases = [p.name for p in small if p.kind == "bias"]
+    return [*_spread(weights, most), *_spread(biases, most)]
+
+
+def _spread(names: Sequence[str], most: int) -> list[str]:
+    if len(names) <= most:
+        return list(names)
+    return [names[i] for i in np.unique(np.linspace(0, len(names) - 1, most).round().astype(int))] if most else []

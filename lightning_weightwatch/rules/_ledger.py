@@ -1,0 +1,79 @@
+"""Which findings are news, and which of them came first.
+
+A finding is told once, and again only when it worsens (a higher severity, or twice as many parameters) or returns
+after ``RECOVERY`` judgements without it. A monitor that repeats itself is switched off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lightning_weightwatch.rules._base import SEVERITIES, Finding
+
+RECOVERY = 5
+
+# Cause before symptom, for findings with the same onset: broken weights make gradients explode or vanish, and
+# exploding gradients end as non-finite ones. What is not listed comes after what is.
+CAUSE_BEFORE_SYMPTOM = (
+    "non_finite_weights",
+    "constant_weights",
+    "exploding_gradients",
+    "vanishing_gradients",
+    "non_finite_gradients",
+)
+
+
+class Ledger:
+    """Remembers what was told.
+
+    Example:
+        >>> finding = Finding(rule="cold_feet", severity="warning", step=3, since_step=1, value=1.0, limit=2.0,
+        ...                   unit="°C", saw="Cold.", try_first="Socks.")
+        >>> ledger = Ledger()
+        >>> len(ledger.news([finding])), len(ledger.news([finding]))
+        (1, 0)
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[str, dict[str, int]] = {}
+
+    def news(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
+        """Return the findings that must be told, and remember them."""
+        findings = tuple(findings)
+        for form in set(self._told) - {_form(f) for f in findings}:
+            self._told[form]["absent"] += 1
+        return tuple(f for f in findings if self._is_news(f))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint."""
+        return {form: dict(entry) for form, entry in self._told.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what an earlier run told."""
+        self._told = {form: dict(entry) for form, entry in state.items()}
+
+    def _is_news(self, finding: Finding) -> bool:
+        severity, spread = SEVERITIES.index(finding.severity), len(finding.parameters)
+        told = self._told.get(_form(finding))
+        if told and told["absent"] < RECOVERY and severity <= told["severity"] and spread < 2 * max(told["spread"], 1):
+            told["absent"] = 0
+            return False
+        self._told[_form(finding)] = {"severity": severity, "spread": spread, "absent": 0}
+        return True
+
+
+def first_cause(findings: Iterable[Finding]) -> Finding | None:
+    """Return the finding that began first, a cause before its symptom; notes of severity ``info`` are no cause."""
+    serious = [f for f in findings if f.severity != "info"]
+    return min(serious, key=lambda f: (f.since_step, _precedence(f.rule), f.step), default=None)
+
+
+def _form(finding: Finding) -> str:
+    """One rule may see an illness in several forms; their unit tells them apart."""
+    return f"{finding.rule}: {finding.unit}"
+
+
+def _precedence(rule: str) -> int:
+    known = rule in CAUSE_BEFORE_SYMPTOM
+    return CAUSE_BEFORE_SYMPTOM.index(rule) if known else len(CAUSE_BEFORE_SYMPTOM)

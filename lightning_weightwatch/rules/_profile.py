@@ -1,0 +1,68 @@
+"""How gradients change with depth: a straight line through log10 gradient RMS of the matrices, in forward order.
+
+A line through all of them is asked, never the first over the last: one odd layer would decide that alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_weightwatch.evidence import Evidence, Floats
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A fitted depth profile.
+
+    Attributes:
+        names: The matrices it is made of, in forward order.
+        log_rms: The median of log10 gradient RMS of each over the steps, shape ``[len(names)]``.
+        decades: The fitted change from the first matrix to the last; positive where early layers get less.
+        r_squared: The share of the variance that the line explains.
+        first_step: The first of the steps.
+        last_step: The last of the steps.
+    """
+
+    names: tuple[str, ...]
+    log_rms: Floats
+    decades: float
+    r_squared: float
+    first_step: int
+    last_step: int
+
+    @property
+    def per_layer(self) -> float:
+        """Decades from one matrix to the next."""
+        return self.decades / (len(self.names) - 1)
+
+
+def depth_profile(evidence: Evidence, *, steps: int) -> Profile | None:
+    """Fit the profile over the last ``steps`` steps; ``None`` with fewer steps or fewer than three usable matrices.
+
+    Matrices whose gradient is missing, not finite or exactly zero in half of the steps are left out: they are other
+    rules' business.
+    """
+    if len(evidence) < steps:
+        return None
+    columns = np.array(evidence.matrices, dtype=int)
+    rms = evidence.rms[-steps:, columns]
+    usable = np.isfinite(rms) & (rms > 0)
+    keep = usable.mean(axis=0) > 0.5
+    if keep.sum() < 3:
+        return None
+    logs = np.log10(np.where(usable, rms, np.nan)[:, keep])
+    median = np.nanmedian(logs, axis=0)
+    depth = np.linspace(0.0, 1.0, len(median))
+    slope, start = np.polyfit(depth, median, 1)
+    spread = np.var(median)
+    residual = np.var(median - (start + slope * depth))
+    return Profile(
+        names=tuple(evidence.parameters[i].name for i in columns[keep]),
+        log_rms=median,
+        decades=float(slope),
+        r_squared=float(1 - residual / spread) if spread > 0 else 0.0,
+        first_step=evidence.steps[-steps],
+        last_step=evidence.steps[-1],
+    )

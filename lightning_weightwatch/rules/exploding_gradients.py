@@ -1,0 +1,170 @@
+"""Gradients that grow until a step destroys what was learnt.
+
+What it sees:
+    Three forms, each only while the loss is not below nine tenths of its start. Growth: the global gradient norm of
+    the last five steps (median) is ``growth`` decades above the calmest ``steps`` steps before them, and the loss is
+    back at or above its start. Level: in each of the last ``steps`` steps the global norm is above ``level``, and above
+    a tenth of that times the square root of the loss. Depth: the depth profile falls by more than ``decades``, so
+    the first layers get the largest gradients.
+
+Why it matters:
+    A step of SGD moves a weight in proportion to its gradient: steps become larger than the weights, the loss jumps,
+    and the next gradients are larger still, up to Inf.
+
+When it is not a problem:
+    While the loss falls, large gradients are only a matter of scale (a summed loss, targets in large units). A run
+    that converged far may see its tiny gradients grow a hundredfold in one bad batch. Gradients are judged before
+    clipping, so a clipped run may be told although each step is bounded.
+
+Limits:
+    growth: 2 decades. Healthy runs grow as much only on their way down from a converged state. Our choice.
+    level: 1e4. Healthy runs began at 390 at most (targets in large units); exploding ones reached up to 1e12.
+    decades: 3. Healthy depth profiles stayed within 1.8.
+    r_squared: 0.5, so that one odd layer is not taken for a trend. Our choice.
+    steps: 10, so that a single batch decides nothing. Our choice.
+    falling: 0.9. The loss counts as falling once it is below nine tenths of its start. Our choice.
+
+What to try:
+    A smaller learning rate or a warm-up where gradients grew during training; an initialisation made for the
+    activation, or normalised inputs, where they were large from the first step; clipping for recurrent networks.
+
+References:
+    Pascanu et al., On the difficulty of training recurrent neural networks, 2013, arXiv:1211.5063.
+    Philipp et al., The exploding gradient problem demystified, 2017, arXiv:1712.05577.
+
+Example:
+    >>> from lightning_weightwatch.evidence import Evidence, Watched
+    >>> sick, well = Evidence([Watched("fc.weight", 1, True)]), Evidence([Watched("fc.weight", 1, True)])
+    >>> for step in range(30):
+    ...     sick.add(step, [10.0 ** (step / 5)], loss=2.3 + step)
+    ...     well.add(step, [1.0], loss=2.3 - step / 20)
+    >>> RULE(sick)[0].severity
+    'critical'
+    >>> RULE(well)
+    ()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from lightning_weightwatch.evidence import Evidence
+from lightning_weightwatch.rules._base import Finding, Rule
+from lightning_weightwatch.rules._profile import depth_profile
+from lightning_weightwatch.rules._words import listed
+
+NAME = "exploding_gradients"
+_NOW = 5  # steps whose median is the present
+
+
+def check(
+    evidence: Evidence,
+    *,
+    growth: float = 2.0,
+    level: float = 1e4,
+    decades: float = 3.0,
+    r_squared: float = 0.5,
+    steps: int = 10,
+    falling: float = 0.9,
+) -> Iterator[Finding]:
+    """Look for growth, then for level, then at the depth profile; tell the first that holds."""
+    if len(evidence) < steps or evidence.loss_ratio() < falling:
+        return
+    forms = (_grown(evidence, growth, steps), _high(evidence, level, steps), _steep(evidence, decades, r_squared))
+    yield from [form for form in forms if form is not None][:1]
+
+
+def _grown(evidence: Evidence, growth: float, steps: int) -> Finding | None:
+    norms = np.where(np.isfinite(evidence.global_norm), evidence.global_norm, np.nan)
+    if len(norms) < steps + _NOW or not evidence.loss_ratio(_NOW) >= 1.0:
+        return None
+    before = np.lib.stride_tricks.sliding_window_view(norms[:-_NOW], steps)
+    calm = float(np.nanmin(np.nanmedian(before, axis=1))) if np.isfinite(before).any(axis=1).all() else 0.0
+    now = float(np.nanmedian(norms[-_NOW:])) if np.isfinite(norms[-_NOW:]).any() else 0.0
+    if calm <= 0 or now <= 0 or np.log10(now / calm) < growth:
+        return None
+    above = norms > calm * 10**growth
+    since = evidence.steps[_start_of_last_run(above)]
+    return Finding(
+        rule=NAME,
+        severity="critical",
+        step=evidence.steps[-1],
+        since_step=since,
+        parameters=_largest(evidence),
+        value=float(np.log10(now / calm)),
+        limit=growth,
+        unit="decades above the calmest steps",
+        saw=(
+            f"The global gradient norm grew from {calm:.1e} to {now:.1e}, {np.log10(now / calm):.1f} decades (limit "
+            f"{growth:.1f}), since step {since}, and the loss is no lower than at the start. "
+            f"Largest: {listed(_largest(evidence))}."
+        ),
+        try_first="Divide the learning rate by 10, or add a warm-up.",
+    )
+
+
+def _high(evidence: Evidence, level: float, steps: int) -> Finding | None:
+    norms, losses = evidence.global_norm[-steps:], evidence.losses[-steps:]
+    # A regression on targets in large units has a large loss and, with it, large gradients: of the size of its root.
+    known = np.where(np.isfinite(losses), np.maximum(losses, 1.0), 1.0)
+    bar = np.maximum(level, level / 10 * np.sqrt(known))
+    if not (np.isfinite(norms) & (norms > bar)).all():
+        return None
+    return Finding(
+        rule=NAME,
+        severity="critical",
+        step=evidence.steps[-1],
+        since_step=evidence.steps[-steps],
+        parameters=_largest(evidence),
+        value=float(np.median(norms)),
+        limit=level,
+        unit="global gradient norm",
+        saw=(
+            f"The global gradient norm was above {level:.0e} in every one of the last {steps} steps (median "
+            f"{np.median(norms):.1e}), since step {evidence.steps[-steps]}, and the loss does not fall. "
+            f"Largest: {listed(_largest(evidence))}."
+        ),
+        try_first="Check the initialisation of these layers, and that inputs and targets are normalised.",
+    )
+
+
+def _steep(evidence: Evidence, decades: float, r_squared: float) -> Finding | None:
+    profile = depth_profile(evidence, steps=20)
+    if profile is None or -profile.decades <= decades or profile.r_squared <= r_squared:
+        return None
+    high = profile.log_rms > profile.log_rms.min() + decades
+    ill = tuple(name for name, is_high in zip(profile.names, high, strict=True) if is_high)
+    return Finding(
+        rule=NAME,
+        severity="warning",
+        step=profile.last_step,
+        since_step=profile.first_step,
+        parameters=ill,
+        value=-profile.decades,
+        limit=decades,
+        unit="decades from the last matrix to the first",
+        saw=(
+            f"Gradient RMS grows by {-profile.decades:.1f} decades from the last layer to the first (limit "
+            f"{decades:.1f}), over steps {profile.first_step} to {profile.last_step}. Largest: {listed(ill)}."
+        ),
+        try_first="Lower the initial weights' gain, or normalise between the layers.",
+    )
+
+
+def _largest(evidence: Evidence) -> tuple[str, ...]:
+    """Name the parameters that together make nine tenths of the present squared global norm, in forward order."""
+    squares = np.nanmedian(np.where(np.isfinite(evidence.norms[-_NOW:]), evidence.norms[-_NOW:], 0.0), axis=0) ** 2
+    order = np.argsort(-squares)
+    enough = int(np.searchsorted(np.cumsum(squares[order]), 0.9 * squares.sum())) + 1
+    return tuple(evidence.parameters[i].name for i in sorted(order[:enough]))
+
+
+def _start_of_last_run(flags: np.ndarray) -> int:
+    """Return where the last unbroken run of true flags begins; the end, if the last flag is false."""
+    false = np.flatnonzero(~flags)
+    return min(int(false[-1]) + 1 if false.size else 0, len(flags) - 1)
+
+
+RULE = Rule(name=NAME, check=check)

@@ -1,0 +1,49 @@
+"""The police: no test leaves a mark on the process that the next one could trip over."""
+
+import os
+import threading
+from collections.abc import Iterator
+
+import matplotlib as mpl
+import pytest
+import torch
+
+# Set by Lightning, torch or a strategy in the course of a fit and harmless to the next test.
+TOLERATED_ENV = {"PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "CUDA_MODULE_LOADING"}
+
+
+def flags() -> dict[str, object]:
+    """Return the process-wide settings that a careless callback might change."""
+    return {
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "benchmark": torch.backends.cudnn.benchmark,
+        "cudnn deterministic": torch.backends.cudnn.deterministic,
+        "fill_uninitialized_memory": torch.utils.deterministic.fill_uninitialized_memory,
+        "default dtype": torch.get_default_dtype(),
+        "grad enabled": torch.is_grad_enabled(),
+        "anomaly": torch.is_anomaly_enabled(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def police(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves environment variables, flags, settings of matplotlib or threads behind."""
+    before = flags(), dict(os.environ), dict(mpl.rcParams), set(threading.enumerate())
+    yield
+    flags_now, env_now = flags(), dict(os.environ)
+    changed = {k for k in env_now.keys() | before[1].keys() if env_now.get(k) != before[1].get(k)} - TOLERATED_ENV
+    assert flags_now == before[0]
+    assert not changed, f"environment variables left behind: {changed}"
+    assert dict(mpl.rcParams) == before[2]
+    left = {t.name for t in set(threading.enumerate()) - before[3] if t.is_alive() and not t.daemon}
+    assert not left, f"threads left behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+def own_folder(police: None, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every test in a folder of its own, so that nothing is written into the repository.
+
+    It asks for ``police`` so that what ``monkeypatch`` changed is undone before the police look.
+    """
+    monkeypatch.chdir(tmp_path)

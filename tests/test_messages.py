@@ -1,0 +1,64 @@
+"""Refused arguments, in full.
+
+They read ``Who(argument=value): expected what. Remedy.``
+"""
+
+import pytest
+
+from lightning_weightwatch import GradientHealthMonitor, WeightHistogramLogger, watch
+from lightning_weightwatch.rules import Rule
+
+MONITOR, HISTOGRAMS = GradientHealthMonitor, WeightHistogramLogger
+STEPS = "a whole number of at least 1. Use 1 to judge after every step."
+STEPS_OR_NONE = "a whole number of at least 1 or None. Use None to follow the run's length."
+ACTION = "one of 'warn', 'stop', 'raise'. Use \"warn\" to be told and train on."
+WINDOW = "a whole number of at least 50. Use 200; rules need 50 to tell a trend from a batch."
+PATTERNS = (
+    'a list of non-empty parameter name patterns. Use a list of shell-style patterns such as ["encoder.*", "*.bias"].'
+)
+PREFIX = "letters, digits, '_', '.', '-' or spaces. Use a short word such as \"health\"."
+RULES = "a list of Rule or None. Use [*all_rules('gradients').values(), MY_RULE] from lightning_weightwatch.rules."
+
+REFUSED = [
+    (MONITOR, "every_n_steps", 0, ValueError, STEPS),
+    (MONITOR, "every_n_steps", 2.0, TypeError, STEPS),
+    (MONITOR, "every_n_steps", True, TypeError, STEPS),
+    (MONITOR, "action", "explode", ValueError, ACTION),
+    (MONITOR, "action", None, ValueError, ACTION),
+    (MONITOR, "window", 10, ValueError, WINDOW),
+    (MONITOR, "include", "conv*", TypeError, PATTERNS),
+    (MONITOR, "include", [""], ValueError, PATTERNS),
+    (MONITOR, "exclude", [3], TypeError, PATTERNS),
+    (MONITOR, "prefix", "a/b", ValueError, PREFIX),
+    (MONITOR, "prefix", None, TypeError, 'text. Use a short word such as "health".'),
+    (MONITOR, "rules", ["vanishing_gradients"], TypeError, RULES),
+    (HISTOGRAMS, "every_n_steps", -5, ValueError, STEPS_OR_NONE),
+    (HISTOGRAMS, "every_n_steps", "10", TypeError, STEPS_OR_NONE),
+    (HISTOGRAMS, "gradients", "yes", TypeError, "True or False. Use False to log weights only."),
+    (HISTOGRAMS, "figures", -1, ValueError, "a whole number of at least 0. Use 0 to draw none."),
+    (HISTOGRAMS, "include", None, TypeError, PATTERNS),
+    (HISTOGRAMS, "prefix", "µ", ValueError, PREFIX),
+]
+
+
+@pytest.mark.parametrize(("who", "argument", "value", "error", "rest"), REFUSED)
+def test_a_wrong_argument_is_refused_in_these_words(
+    who: type, argument: str, value: object, error: type, rest: str
+) -> None:
+    with pytest.raises(error) as raised:
+        who(**{argument: value})
+    assert str(raised.value) == f"{who.__name__}({argument}={value!r}): expected {rest}"
+
+
+@pytest.mark.parametrize(
+    ("seed", "error"), [(-1, ValueError), (2**32, ValueError), (True, TypeError), ("42", TypeError)]
+)
+def test_watch_refuses_a_seed_as_seed_everything_does(seed: object, error: type) -> None:
+    with pytest.raises(error) as raised:
+        watch(seed=seed)
+    assert str(raised.value).startswith(f"SeedEverything(seed={seed!r}): expected a whole number from 0 to 4294967295")
+
+
+def test_rules_of_ones_own_are_taken() -> None:
+    rule = Rule(name="mine", check=lambda evidence: iter(()))
+    assert GradientHealthMonitor(rules=[rule]).rules == (rule,)
