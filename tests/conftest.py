@@ -9,7 +9,14 @@ import pytest
 import torch
 
 # Set by Lightning, torch or a strategy in the course of a fit and harmless to the next test.
-TOLERATED_ENV = {"PYTEST_CURRENT_TEST", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "CUDA_MODULE_LOADING"}
+TOLERATED_ENV = {
+    "PYTEST_CURRENT_TEST",
+    "MASTER_PORT",
+    "MASTER_ADDR",
+    "KMP_INIT_AT_FORK",
+    "KMP_DUPLICATE_LIB_OK",
+    "CUDA_MODULE_LOADING",
+}
 
 
 def flags() -> dict[str, object]:

@@ -168,18 +168,22 @@ def test_nothing_finite_has_no_spread():
     assert (p.std, p.mean, p.constant, p.nonfinite, p.verdict) == (None, None, None, 16, "critical")
 
 
+def test_finite_elements_alone_do_not_make_a_matrix_constant():
+    layer = nn.Linear(4, 4)
+    nn.init.constant_(layer.weight, 0.1)
+    with torch.no_grad():
+        layer.weight[0, 0] = float("nan")
+    report = audit_init(layer)
+    assert report.parameters[0].constant is None
+    assert [f.rule for f in report.findings] == ["non_finite_weights"]
+
+
 def test_constant_matrices_in_a_row_are_critical():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
     nn.init.constant_(model[0].weight, 0.01)
     nn.init.constant_(model[1].weight, 0.01)
-    assert verdicts(model) == {
-        "0.weight": "critical",
-        "0.bias": "ok",
-        "1.weight": "critical",
-        "1.bias": "ok",
-        "2.weight": "ok",
-        "2.bias": "ok",
-    }
+    assert {name for name, verdict in verdicts(model).items() if verdict != "ok"} == {"0.weight", "1.weight"}
+    assert verdicts(model)["0.weight"] == "critical"
     assert only(model, "0.weight").reason == "all 64 elements are 0.01: every unit computes the same"
 
 
@@ -244,9 +248,9 @@ def test_a_selected_bias_is_judged_by_the_weight_beside_it():
 
 
 def test_tied_weights_are_reported_once():
-    model = nn.ModuleDict({"embed": nn.Embedding(10, 8), "head": nn.Linear(8, 10, bias=False)})
-    model["head"].weight = model["embed"].weight
-    assert list(verdicts(model)) == ["embed.weight"]
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 10, bias=False))
+    model[1].weight = model[0].weight
+    assert list(verdicts(model)) == ["0.weight"]
 
 
 @pytest.mark.parametrize(
@@ -377,7 +381,7 @@ def test_table_is_worst_first_and_says_what_is_not_well():
 
 
 def test_markdown():
-    page = ill().to_markdown().splitlines()
+    page = [" ".join(line.split()) for line in ill().to_markdown().splitlines()]
     assert page[0] == "**Initial weights of 3 parameters: 1 critical, 1 skipped, 1 ok**"
     assert page[1].startswith("* CRITICAL at step 0: non_finite_weights.")
     assert "| parameter | shape | kind | scheme | std | expected | verdict |" in page
@@ -385,9 +389,8 @@ def test_markdown():
 
 
 def test_when_all_is_well_it_is_still_a_table():
-    text = str(audit_init(nn.Linear(8, 8)))
-    assert text.splitlines()[0] == "Initial weights of 2 parameters: 2 ok"
-    assert "verdict" in text
+    title, header, *_ = str(audit_init(nn.Linear(8, 8))).splitlines()
+    assert (title, header.split()[-1]) == ("Initial weights of 2 parameters: 2 ok", "verdict")
 
 
 def test_a_model_without_parameters():

@@ -20,7 +20,6 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.ft2font import FT2Font
@@ -98,7 +97,8 @@ def canvas(title: str, *, note: str = "", colour: str = INK, width: int = WIDTH,
         lines = _two_lines(title, room)
         for i, line in enumerate(lines):
             write(figure, MARGIN, (17 if len(lines) > 1 else 25) + LINE * i, line, colour=colour)
-    write(figure, width - MARGIN, 26, note, colour=BAD, align="right")
+    if note:
+        write(figure, width - MARGIN, 26, note, colour=BAD, align="right")
     return figure
 
 
@@ -225,12 +225,12 @@ def short_names(names: Sequence[str], room: float) -> list[str]:
                 head = fit(words[shared], room / 2)
                 short[i] = head + fit("…" + ".".join(words[shared + 1 :]), room - text_width(head))
     counts = Counter(short)
-    return [_numbered(i, s, room) if counts[s] > 1 else s for i, s in enumerate(short)]
+    return [_numbered(i, names[i], room) if counts[s] > 1 else s for i, s in enumerate(short)]
 
 
-def _numbered(position: int, label: str, room: float) -> str:
-    number = f"#{position} "
-    return number + fit(label, room - text_width(number))
+def _numbered(position: int, name: str, room: float) -> str:
+    place = f"#{position}"
+    return place + fit(f"…{name}", room - text_width(place))
 
 
 def number(value: float) -> str:
@@ -363,8 +363,8 @@ def colour_bar(figure: Figure, colours: Floats, top: float, height: float, *, li
     for label, y in zip((number(limit), "0", number(-limit)), (12, height / 2 + 6, height), strict=True):
         write(figure, left + 18, top + y, label)
     if beyond:
-        for arrow, y, colour in (("▲", -2, colours[-1]), ("▼", height + 13, colours[0])):
-            write(figure, left + 6, top + y, arrow, colour=to_hex(colour), align="center")
+        for arrow, y in (("▲", -2), ("▼", height + 13)):
+            write(figure, left + 6, top + y, arrow, colour=QUIET, align="center")
 
 
 def spaced_ticks(candidates: Sequence[tuple[float, str]], pixels_per_unit: float) -> list[tuple[float, str]]:

@@ -97,7 +97,7 @@ def _filter_grid(count: int, size: tuple[int, int]) -> _Grid:
     high, wide = size
     for shown in range(count, 0, -1):
         cells = {columns: _cell(-(-shown // columns), columns, high, wide) for columns in range(1, shown + 1)}
-        best = max(cells, key=lambda columns: cells[columns] * (1 if shown % columns == 0 else 0.85))
+        best = max(cells, key=lambda columns: (cells[columns] * (1 if shown % columns == 0 else 0.85), columns))
         if cells[best] >= _LEAST_CELL:
             return _Grid(-(-shown // best), best, cells[best])
     return _Grid(1, 1, _LEAST_CELL)
@@ -139,11 +139,9 @@ def _show(figure: Figure, tiles: Floats, grid: _Grid) -> None:
 
 
 def _scale(figure: Figure, limit: float, beyond: bool, in_colour: bool) -> None:
-    ramp = np.linspace(-limit, limit, 64)
-    if in_colour:
-        colours = _canvas.grey_colours(np.stack([ramp] * 3, axis=-1), limit)
-    else:
-        colours = _canvas.signed_colours(ramp, limit)
+    ramp = np.linspace(-1, 1, 64)
+    greys = np.stack([ramp] * 3, axis=-1)
+    colours = _canvas.grey_colours(greys, 1) if in_colour else _canvas.signed_colours(ramp, 1)
     _canvas.colour_bar(figure, colours, _TOP, 150, limit=limit, beyond=beyond)
 
 

@@ -260,7 +260,7 @@ def _dots(drawn: Axes, now: Floats, offset: Floats, band: float) -> None:
 
 def _legend(figure: Figure, offset: Floats, band: float) -> None:
     """Explain the colours; the rarer ones only where they occur."""
-    factor = f"{10**band:,.3g}"
+    factor = f"{10**band:,.0f}" if band >= 1 else f"{10**band:.2g}"
     entries = [
         (True, _canvas.LOW, f"< 1/{factor}"),
         (True, _canvas.HIGH, f"> {factor} x median"),

@@ -58,7 +58,7 @@ def weight_matrix(weight: ArrayLike, *, title: str) -> Figure:
         limit, beyond = _canvas.colour_limit(condensed.cells)
         _heat_map(figure, condensed, limit, weight.shape)
         _margins(figure, condensed)
-        bar = _canvas.signed_colours(np.linspace(-limit, limit, 64), limit)
+        bar = _canvas.signed_colours(np.linspace(-1, 1, 64), 1)
         _canvas.colour_bar(figure, bar, _TOP, _HIGH, limit=limit, beyond=beyond)
         return figure
 

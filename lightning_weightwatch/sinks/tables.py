@@ -1,33 +1,30 @@
-"""Tables as text: for the console, drawn by rich, and as markdown for TensorBoard's Text tab."""
+"""Tables as text: for the console, and as markdown for TensorBoard's Text tab.
+
+They are drawn by tabulate. rich would draw nicer ones, but Lightning takes another progress bar wherever rich is
+installed, and a watcher must not change what the run looks like.
+"""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from tabulate import tabulate
 
 
-def console_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 110) -> str:
-    """Return a table drawn with plain characters; a cell that is too long is folded, never cut.
+def console_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, widest: int = 44) -> str:
+    """Return a table drawn with plain characters; a cell longer than ``widest`` is folded, never cut.
 
     Example:
-        >>> print(console_table("Fruit", ["name", "n"], [["apple", "3"]], width=30))
+        >>> print(console_table("Fruit", ["name", "n"], [["apple", "3"]]))
         Fruit
-         name    n
-        ───────────
-         apple   3
+        name    n
+        ------  ---
+        apple   3
     """
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, title_style="")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    page = io.StringIO()
-    Console(file=page, width=width, color_system=None, markup=False, highlight=False, emoji=False).print(table)
-    return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
+    if not rows:
+        return title
+    cells = [list(row) for row in rows]
+    return f"{title}\n{tabulate(cells, list(columns), disable_numparse=True, maxcolwidths=[widest] * len(columns))}"
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -35,12 +32,12 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
     Example:
         >>> print(markdown_table(["name"], [["a|b"]]))
-        | name |
-        | --- |
-        | a\|b |
+        | name   |
+        |--------|
+        | a\|b   |
     """
-    lines = [list(columns), ["---"] * len(columns), *[list(row) for row in rows]]
-    return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
+    cells = [[_escape(cell) for cell in row] for row in rows]
+    return tabulate(cells, [_escape(column) for column in columns], tablefmt="github", disable_numparse=True)
 
 
 def _escape(cell: str) -> str:

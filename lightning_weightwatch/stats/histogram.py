@@ -116,8 +116,16 @@ def _count(tensor: Tensor) -> Tensor:
     counts = torch.zeros(BINS, dtype=torch.int64, device=tensor.device)
     for chunk in flat.split(_CHUNK):
         if chunk.numel():
-            counts += torch.bincount(_keys(chunk), minlength=BINS)
+            _add(counts, _keys(chunk))
     return counts
+
+
+def _add(counts: Tensor, keys: Tensor) -> None:
+    """Count keys; ``bincount`` is the quickest, but on CUDA it waits for the device to learn its own length."""
+    if keys.device.type == "cuda":
+        counts.scatter_add_(0, keys.long(), counts.new_ones(()).expand_as(keys))
+    else:
+        counts += torch.bincount(keys, minlength=BINS)
 
 
 def _keys(chunk: Tensor) -> Tensor:

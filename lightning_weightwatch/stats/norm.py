@@ -5,7 +5,7 @@ first and only the tensors whose squares may have left float32's range (below 1e
 float64. On other devices such a choice would have to wait for the device, so float64 is used throughout there
 (float32 on MPS, which has nothing wider).
 
-A norm is not finite if and only if an element is not finite.
+A norm is not finite if and only if an element is not finite (or a float64 element lies beyond 1e154).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_weightwatch.stats._base import Partials, Statistic, precise
 
+_CHUNK = 1 << 18  # elements whose float32 sum of squares keeps five digits; of ten million it keeps three
 _SQUARES_UNDERFLOW = 1e-15  # squares of smaller float32 elements begin to vanish; 1.4e-45 is the least float32
 
 
@@ -42,7 +43,11 @@ def _norms(tensors: Sequence[Tensor]) -> Tensor:
 def _norms_on_cpu(tensors: Sequence[Tensor]) -> Tensor:
     # A half-precision norm would come back rounded to half precision.
     narrow = [t if t.element_size() >= 4 else t.float() for t in tensors]
-    norms = torch.stack([n.double() for n in torch._foreach_norm(narrow, 2)])  # noqa: SLF001 - as above
+    pieces = [t.reshape(-1).split(_CHUNK) if t.numel() > _CHUNK else (t,) for t in narrow]
+    flat = [piece for parts in pieces for piece in parts]
+    norms = torch.stack([n.double() for n in torch._foreach_norm(flat, 2)])  # noqa: SLF001 - as above
+    if len(flat) > len(tensors):
+        norms = torch.stack([part.square().sum() for part in norms.split([len(p) for p in pieces])]).sqrt()
     doubtful = (norms < _SQUARES_UNDERFLOW) | ~norms.isfinite()
     for i in doubtful.nonzero().flatten().tolist():
         norms[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)

@@ -1,0 +1,158 @@
+"""Two processes on gloo see what one process sees, write once, and never wait for one another."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+
+from lightning_weightwatch import GradientHealthMonitor, InitAuditor, SeedEverything, WeightHistogramLogger
+from lightning_weightwatch.rules import Finding, Rule
+from tests.helpers import events, fits, truth
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*This process .* is multi-threaded, use of fork.*"),
+    pytest.mark.filterwarnings("ignore:.*barrier.*"),
+    pytest.mark.filterwarnings("ignore:.*Using the current device set by the user.*"),
+]
+
+
+class _Forked(_MultiProcessingLauncher):
+    """Forked processes start in a fraction of a second; their shards stay theirs, the parent has no use for them."""
+
+    def _collect_rank_zero_results(self, trainer: pl.Trainer, results: Any) -> None:
+        """Bring nothing back."""
+
+    def _recover_results_in_main_process(self, worker_output: Any, trainer: pl.Trainer) -> None:
+        """Take nothing back."""
+
+    def launch(self, *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any) -> None:
+        """Run it, and expect no results."""
+        with contextlib.suppress(AttributeError):  # raised by the parent when it looks into the missing results
+            super().launch(*args, trainer=trainer, **kwargs)
+
+
+class Sharded(ModelParallelStrategy):
+    """FSDP2 on two processes."""
+
+    def _configure_launcher(self) -> None:
+        self._launcher = _Forked(self, start_method="fork")
+
+
+class ShardedModel(truth.Model):
+    """The network cut into shards by rows; 7, 3 and 1 rows on two ranks are uneven and partly empty."""
+
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
+STRATEGIES = {
+    "DDP": (truth.Model, lambda: DDPStrategy(start_method="fork", process_group_backend="gloo")),
+    "FSDP2": (
+        ShardedModel,
+        lambda: Sharded(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"),
+    ),
+}
+every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
+
+
+def run(strategy: str, callbacks: list[pl.Callback], **options: Any) -> None:
+    model, make = STRATEGIES[strategy]
+    options = {"max_epochs": 1, "log_every_n_steps": 1, "use_distributed_sampler": False} | options
+    fits.trainer(callbacks, strategy=make(), **options | {"devices": truth.RANKS}).fit(model())
+
+
+@every_strategy
+def test_gradient_norms_are_those_of_one_process(strategy: str, tmp_path: Path) -> None:
+    run(strategy, [GradientHealthMonitor(rules=[truth.spy(tmp_path)], every_n_steps=5)])
+    norms, losses = truth.gradient_norms()
+    for rank in range(truth.RANKS):
+        seen = np.load(tmp_path / f"rank{rank}.npz")
+        np.testing.assert_allclose(seen["norms"], norms, rtol=1e-5)
+        np.testing.assert_allclose(seen["losses"], losses, rtol=1e-5)
+        assert seen["steps"].tolist() == list(range(truth.STEPS))
+
+
+@every_strategy
+def test_histograms_count_every_element_once(strategy: str, tmp_path: Path) -> None:
+    run(strategy, [WeightHistogramLogger(every_n_steps=1)], logger=TensorBoardLogger(tmp_path))
+    seen = events.read(tmp_path)
+    for tag, numel in {"00 net.0.weight": 35, "01 net.0.bias": 7, "04 net.4.weight": 3, "05 net.4.bias": 1}.items():
+        assert seen.histograms(f"health.weight_hist/{tag}")[0].num == numel
+        assert seen.histograms(f"health.grad_log10_hist/{tag}")[0].num == numel
+
+
+@every_strategy
+def test_the_initialisation_is_judged_as_a_whole(strategy: str, tmp_path: Path) -> None:
+    run(strategy, [InitAuditor()], default_root_dir=tmp_path)
+    report = json.loads(next(tmp_path.rglob("init_report.json")).read_text())
+    told = {row["name"]: row for row in report["parameters"]}
+    for name, tensor in truth.network().named_parameters():
+        row = told[f"net.{name}"]
+        assert tuple(row["shape"]) == tuple(tensor.shape)
+        assert row["std"] == pytest.approx(tensor.double().std(correction=0).item(), rel=1e-5, abs=1e-9)
+
+
+@every_strategy
+def test_all_callbacks_together_leave_one_set_of_files(strategy: str, tmp_path: Path) -> None:
+    watchers = [SeedEverything(1), InitAuditor(), WeightHistogramLogger(), GradientHealthMonitor()]
+    run(strategy, watchers, logger=TensorBoardLogger(tmp_path))
+    assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 1
+    assert len(list(tmp_path.rglob("init_report.json"))) == 1
+    assert len(list(tmp_path.rglob("seed_report.json"))) == 1
+
+
+@pytest.fixture(autouse=True)
+def own_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SeedEverything sets these; they must not reach the next test."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0")
+
+
+def _always(evidence: Any):
+    words = {"unit": "", "saw": "Ill.", "try_first": "Rest."}
+    yield Finding(rule="always", severity="critical", step=evidence.steps[-1], since_step=0, value=1, limit=0, **words)
+
+
+@every_strategy
+def test_stop_ends_the_run_on_all_ranks_at_the_same_step(strategy: str, tmp_path: Path) -> None:
+    monitor = GradientHealthMonitor(
+        rules=[truth.spy(tmp_path), Rule("always", _always)], every_n_steps=4, action="stop"
+    )
+    run(strategy, [monitor])
+    assert [np.load(tmp_path / f"rank{rank}.npz")["steps"].tolist() for rank in range(2)] == [[0, 1, 2, 3]] * 2
+
+
+@every_strategy
+def test_raise_ends_the_run_on_all_ranks(strategy: str) -> None:
+    with pytest.raises(Exception, match=r"always\. Ill\. Try first: Rest\."):
+        run(strategy, [GradientHealthMonitor(rules=[Rule("always", _always)], every_n_steps=4, action="raise")])
+
+
+class FailsOnOneRank(GradientHealthMonitor):
+    """Has a bug that only the second process meets, and only at step 6."""
+
+    def _record(self, trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> None:
+        if trainer.global_rank == 1 and trainer.global_step >= 6:
+            self.failure = RuntimeError("a bug of ours")
+        else:
+            super()._record(trainer, optimizer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        (Path(trainer.default_root_dir) / f"off{trainer.global_rank}").write_text(str(self.broken))
+
+
+@every_strategy
+def test_a_failure_on_one_rank_switches_off_all_and_leaves_nobody_waiting(strategy: str, tmp_path: Path) -> None:
+    run(strategy, [FailsOnOneRank(every_n_steps=2)], default_root_dir=tmp_path)
+    assert [(tmp_path / f"off{rank}").read_text() for rank in range(2)] == ["True", "True"]
