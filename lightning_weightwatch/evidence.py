@@ -163,7 +163,7 @@ class History:
 
     def add(self, step: int, values: ArrayLike, *, loss: float) -> None:
         """Add one step: ``values`` of shape ``[rows]`` (NaN: not measured, Inf: not finite) and its loss."""
-        row = np.asarray(values, dtype=np.float64)
+        row = np.array(values, dtype=np.float64)
         if self.steps and self._in_last < self._stride:
             self._values[-1] = _farther(self._values[-1], row)
             self._losses[-1] = float(np.fmax(self._losses[-1], loss))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 Kind = Literal["linear", "convolution", "recurrent", "attention", "embedding", "norm", "bias", "other"]
 
+_SHARDED_EARLY = "cut into shards before its whole shape could be noted"
+_FLATTENED = "flattened into one tensor with others by the strategy"
 _WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)  # noqa: SLF001 - the only common ancestor of torch's convolutions
 _NORMS = (
@@ -126,10 +128,32 @@ def describe(module: nn.Module) -> tuple[Parameter, ...]:
     return tuple(described)
 
 
-def whole_shapes(now: Sequence[Parameter], before: Sequence[Parameter]) -> tuple[Parameter, ...]:
-    """Return ``now`` with the shapes that parameters had before a strategy cut them into shards."""
-    shapes = {p.name: p.shape for p in before if p.unmeasurable is None}
-    return tuple(replace(p, shape=shapes.get(p.name, p.shape)) for p in now)
+def as_wholes(
+    now: Iterable[Parameter], before: Iterable[Parameter], tensors: Mapping[str, Tensor], *, flat: bool
+) -> tuple[Parameter, ...]:
+    """Tell the facts of whole parameters where a strategy holds them in parts.
+
+    A DTensor knows its whole shape. A flat shard does not: what was noted before wrapping counts, and where nothing was
+    noted, the parameter is not measured rather than judged by a shard's shape. The answer does not depend on what this
+    process holds, so that all processes agree on it.
+
+    Args:
+        now: The parameters as they are described now.
+        before: As they were described before wrapping.
+        tensors: The tensors by name.
+        flat: The strategy turns parameters into slices of flat tensors (FSDP of the first generation).
+    """
+    known = {p.name: p for p in before if p.unmeasurable is None}
+    found = []
+    for p in now:
+        earlier = known.pop(p.name, None)
+        if hasattr(tensors[p.name], "placements"):
+            found.append(p)
+        elif earlier is not None:
+            found.append(replace(earlier, order=p.order, trainable=p.trainable))
+        else:
+            found.append(replace(p, unmeasurable=_SHARDED_EARLY) if flat and len(p.shape) == 1 else p)
+    return (*found, *(replace(p, unmeasurable=_FLATTENED) for p in known.values()))
 
 
 def select(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
@@ -206,7 +230,8 @@ def _behind_parametrization(owner: str, layers: dict[str, nn.Module]) -> nn.Modu
 
 
 def _kind(name: str, layer: nn.Module) -> Kind:
-    leaf = name.rpartition(".")[2]
+    _, parametrised, tail = name.rpartition("parametrizations.")
+    leaf = tail.partition(".")[0] if parametrised else tail.rpartition(".")[2]
     if "bias" in leaf:
         return "bias"
     table: tuple[tuple[tuple[type, ...], Kind], ...] = (

@@ -16,7 +16,11 @@ TOLERATED_ENV = {
     "KMP_INIT_AT_FORK",
     "KMP_DUPLICATE_LIB_OK",
     "CUDA_MODULE_LOADING",
+    "TORCHINDUCTOR_CACHE_DIR",
 }
+
+# The networks of the tests are small: two threads lose more time in waiting for one another than they gain.
+torch.set_num_threads(1)
 
 
 def flags() -> dict[str, object]:

@@ -15,7 +15,7 @@ from lightning_weightwatch.callbacks._guard import attempt
 from lightning_weightwatch.evidence import Evidence, Floats, History
 from lightning_weightwatch.rules import Finding, depth_profile, first_cause
 from lightning_weightwatch.sinks import Sinks
-from lightning_weightwatch.sinks.tables import markdown_table
+from lightning_weightwatch.sinks.tables import escape
 
 BAND = 2.0  # decades around the median layer; healthy depth profiles stayed within 1.8
 _FLOOR = -12.0  # log10 of a norm of zero is drawn here; a deeper floor would squeeze the axis
@@ -92,7 +92,7 @@ class GradientPage:
         self._peaks = np.full_like(self._peaks, np.nan)
 
     def _show_findings(self, findings: Sequence[Finding], step: int) -> None:
-        self._sinks.text(f"{self._prefix}/findings", findings_table(findings), step)
+        self._sinks.text(f"{self._prefix}/findings", findings_page(findings), step)
 
     def _draw(self, findings: Sequence[Finding], step: int) -> None:
         cause = first_cause(findings)
@@ -112,7 +112,7 @@ def headline(cause: Finding | None, step: int) -> str:
     """Say in a few words how the run does."""
     if cause is None:
         return f"No illness found up to step {step}"
-    return f"{cause.rule.replace('_', ' ')} since step {cause.since_step}"
+    return f"{cause.rule.replace('_', ' ').capitalize()} since step {cause.since_step}"
 
 
 def numbered(names: Sequence[str]) -> list[str]:
@@ -126,16 +126,22 @@ def numbered(names: Sequence[str]) -> list[str]:
     return [f"{i:0{digits}d} {name}" for i, name in enumerate(names)]
 
 
-def findings_table(findings: Sequence[Finding]) -> str:
-    """Return the findings as markdown, the first cause named."""
+def findings_page(findings: Sequence[Finding]) -> str:
+    """Return the findings as markdown, the first cause on top; a table would squeeze its words into columns."""
     cause = first_cause(findings)
-    columns = ["severity", "illness", "since step", "told at step", "what was seen", "try first", "parameters"]
-    rows = [
-        [f.severity, f.rule, str(f.since_step), str(f.step), f.saw, f.try_first, ", ".join(f.parameters)]
-        for f in findings
+    head = [f"**First cause: {escape(cause.rule)}, since step {cause.since_step}.**"] if cause else []
+    return "\n\n".join([*head, *map(_section, findings)])
+
+
+def _section(finding: Finding) -> str:
+    lines = [
+        f"#### {escape(finding.rule)} ({finding.severity}), since step {finding.since_step}, told at {finding.step}",
+        escape(finding.saw),
+        f"*Try first:* {escape(finding.try_first)}",
     ]
-    head = f"**First cause: {cause.rule}, since step {cause.since_step}.**\n\n" if cause else ""
-    return head + markdown_table(columns, rows)
+    if finding.parameters:
+        lines.append(f"*Parameters:* {escape(', '.join(finding.parameters))}")
+    return "\n\n".join(lines)
 
 
 def _log10(value: float) -> float:

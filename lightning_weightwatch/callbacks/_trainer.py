@@ -44,6 +44,11 @@ def strategy_kind(trainer: Any) -> StrategyKind:
     return "single" if trainer.world_size == 1 else "replicated"
 
 
+def makes_flat_shards(trainer: Any) -> bool:
+    """Whether it is FSDP of the first generation, which turns parameters into slices of flat tensors."""
+    return any(c.__name__ == "FSDPStrategy" for c in type(trainer.strategy).__mro__)
+
+
 def evidence_folder(trainer: Any) -> Path | None:
     """Return ``<log_dir>/weightwatch``, or ``None`` in a ``fast_dev_run``. A collective: all ranks must ask."""
     folder = trainer.log_dir

@@ -23,7 +23,7 @@ from lightning_weightwatch.callbacks._guard import deferred, guarded, meeting
 from lightning_weightwatch.callbacks._names import select_or_warn
 from lightning_weightwatch.errors import UnhealthyRunError
 from lightning_weightwatch.evidence import Evidence, Watched
-from lightning_weightwatch.parameters import Parameter, describe, named_tensors, whole_shapes
+from lightning_weightwatch.parameters import Parameter, as_wholes, describe, named_tensors
 from lightning_weightwatch.recorder import Gathered, GradientRecorder, LossMeter
 from lightning_weightwatch.rules import Finding, Ledger, Rule, all_rules, first_cause, judge
 from lightning_weightwatch.sinks import files, log
@@ -51,7 +51,7 @@ class GradientHealthMonitor(pl.Callback):
     ``health/non_finite_parameters``   number               parameters whose gradient holds NaN or Inf
     ``health.grad_log10/<nn name>``    decades              largest gradient norm since the last point (TensorBoard)
     ``health/0 report``                picture              verdict, loss, every layer at every step (TensorBoard)
-    ``health/findings``                table                what was found, where, since when, what to try (TensorBoard)
+    ``health/findings``                text                 what was found, where, since when, what to try (TensorBoard)
     ================================== ==================== ===========================================================
 
     Findings are also printed (warnings and worse) and appended to ``<log_dir>/weightwatch/findings.jsonl`` as they
@@ -205,7 +205,7 @@ class GradientHealthMonitor(pl.Callback):
         """Lay out what is watched. Lazy parameters are there by now, so this waits for the first step."""
         if self._fit.watching is not None:
             self._flush(trainer, pl_module)
-        chosen = meeting(self, lambda: self._choose(pl_module), pl_module.device)
+        chosen = meeting(self, lambda: self._choose(trainer, pl_module), pl_module.device)
         recorder = GradientRecorder(
             chosen, named_tensors(pl_module), rows=self.every_n_steps + 1, sharded=self._fit.kind == "sharded"
         )
@@ -221,10 +221,11 @@ class GradientHealthMonitor(pl.Callback):
         )
         self._fit.watching = _Watching(recorder, evidence, page)
 
-    def _choose(self, pl_module: pl.LightningModule) -> list[Parameter]:
+    def _choose(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Parameter]:
         described = describe(pl_module)
         if self._fit.kind == "sharded":
-            described = whole_shapes(described, self._fit.whole)
+            tensors, flat = named_tensors(pl_module), _trainer.makes_flat_shards(trainer)
+            described = as_wholes(described, self._fit.whole, tensors, flat=flat)
         known = {p.name: p for p in described if p.unmeasurable is None}
         names = select_or_warn(_ME, known, self.include, self.exclude)
         return [known[name] for name in names]

@@ -5,26 +5,24 @@ This file decides when to look and whom to tell. How an initialisation is judged
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import lightning.pytorch as pl
 from torch import Tensor
 
-from lightning_weightwatch import _arguments, audit, reduce, stats
+from lightning_weightwatch import _arguments, audit, figures, reduce, stats
 from lightning_weightwatch.callbacks import _trainer
 from lightning_weightwatch.callbacks._guard import attempt, deferred, guarded, meeting
 from lightning_weightwatch.callbacks._names import select_or_warn
 from lightning_weightwatch.errors import UnhealthyRunError
-from lightning_weightwatch.parameters import Parameter, describe, named_tensors, values
-from lightning_weightwatch.sinks import files
+from lightning_weightwatch.parameters import Parameter, as_wholes, describe, named_tensors, values
+from lightning_weightwatch.sinks import Sinks, files
 
 _ME = "InitAuditor"
 _QUIET_ABOVE = 40  # a table of more rows than fit a screen is drawn only where there is something to see
-_SHARDED_EARLY = "cut into shards before its whole shape could be noted"
-_FLATTENED = "flattened into one tensor with others by the strategy"
 
 
 class InitAuditor(pl.Callback):
@@ -41,6 +39,7 @@ class InitAuditor(pl.Callback):
     tag                   unit    meaning
     ===================== ======= ======================================================================
     ``health/init audit`` table   every parameter's scheme, spread and verdict, worst first (TensorBoard)
+    ``health/1 init audit`` picture measured over expected spread, worst first (TensorBoard)
     ===================== ======= ======================================================================
 
     The same is printed, in one line where all is well and the model has more than 40 parameters, and written to
@@ -131,7 +130,7 @@ class InitAuditor(pl.Callback):
         described: Sequence[Parameter] = describe(pl_module)
         tensors: dict[str, Tensor] = {**named_tensors(pl_module)}
         if _trainer.strategy_kind(trainer) in ("sharded", "hidden"):
-            described = list(_whole(described, self._before, tensors, flat=_makes_flat_shards(trainer.strategy)))
+            described = as_wholes(described, self._before, tensors, flat=_trainer.makes_flat_shards(trainer))
         known = {p.name: p for p in described}
         chosen = [known[name] for name in select_or_warn(_ME, known, self.include, self.exclude)]
         held = [values(tensors[p.name]) for p in audit.measurable(chosen)]
@@ -142,41 +141,30 @@ class InitAuditor(pl.Callback):
             return
         if folder is not None:
             files.write_json(folder / "init_report.json", report.to_dict())
-        _trainer.sinks_of(trainer).text(f"{self.prefix}/init audit", report.to_markdown(), _trainer.log_step(trainer))
+        self._publish(_trainer.sinks_of(trainer), report, _trainer.log_step(trainer))
         is_long = len(report.parameters) > _QUIET_ABOVE
         _trainer.tell(trainer, f"weightwatch: {report.headline}" if is_long and not report.findings else str(report))
         for finding in report.findings:
             if finding.severity != "info" and self.on_finding != "ignore":
                 _trainer.tell(trainer, f"weightwatch: {finding}")
 
+    def _publish(self, sinks: Sinks, report: audit.InitReport, step: int) -> None:
+        if not sinks:
+            return
+        sinks.text(f"{self.prefix}/init audit", report.to_markdown(), step)
+        measured = [p for p in report.parameters if p.std is not None and p.expected_std]
+        picture = figures.init_audit(
+            names=[p.name for p in measured],
+            measured_std=[p.std or 0.0 for p in measured],
+            expected_std=[p.expected_std or 0.0 for p in measured],
+            verdicts=[p.verdict for p in measured],
+            sizes=[math.prod(p.shape) for p in measured],
+        )
+        sinks.image(f"{self.prefix}/1 init audit", figures.encode(picture), step)
+        sinks.flush()
+
     def _raise(self, report: audit.InitReport, pl_module: pl.LightningModule) -> None:
         """Raise on all ranks if one has a critical finding: each judged its own copy where weights are replicated."""
         critical = [finding for finding in report.findings if finding.severity == "critical"]
         if reduce.anyone(bool(critical), pl_module.device):
             raise UnhealthyRunError(str(critical[0]) if critical else "A critical finding on another process.")
-
-
-def _whole(
-    now: Iterable[Parameter], before: Iterable[Parameter], tensors: dict[str, Tensor], *, flat: bool
-) -> Iterator[Parameter]:
-    """Tell the facts of whole parameters where a strategy holds them in parts.
-
-    A DTensor knows its whole shape. A flat shard does not: what was noted before wrapping counts, and where nothing was
-    noted, the parameter is not measured rather than judged by a shard's shape.
-    """
-    known = {p.name: p for p in before if p.unmeasurable is None}
-    for p in now:
-        earlier = known.pop(p.name, None)
-        if hasattr(tensors[p.name], "placements"):
-            yield p
-        elif earlier is not None:
-            yield replace(earlier, order=p.order, trainable=p.trainable)
-        else:
-            yield replace(p, unmeasurable=_SHARDED_EARLY) if flat and len(p.shape) == 1 else p
-    for p in known.values():
-        yield replace(p, unmeasurable=_FLATTENED)
-
-
-def _makes_flat_shards(strategy: object) -> bool:
-    """Whether the strategy is FSDP of the first generation, which turns parameters into slices of flat tensors."""
-    return any(c.__name__ == "FSDPStrategy" for c in type(strategy).__mro__)

@@ -22,11 +22,11 @@ from lightning_weightwatch.callbacks._names import select_or_warn
 from lightning_weightwatch.callbacks._weight_pages import Array, WeightPages
 from lightning_weightwatch.parameters import (
     Parameter,
+    as_wholes,
     describe,
     named_tensors,
     unmeasurable,
     values,
-    whole_shapes,
 )
 from lightning_weightwatch.recorder import owned
 from lightning_weightwatch.sinks import Sinks
@@ -122,7 +122,7 @@ class WeightHistogramLogger(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Ask how long the run is and how tensors lie on the processes."""
         fit, kind = self._fit, _trainer.strategy_kind(trainer)
-        fit.sharded = kind == "sharded"
+        fit.sharded, fit.flat = kind == "sharded", _trainer.makes_flat_shards(trainer)
         fit.sinks = _trainer.sinks_of(trainer)
         fit.active = kind != "hidden" and (bool(fit.sinks) or fit.sharded)
         planned = _trainer.planned_steps(trainer)
@@ -180,10 +180,10 @@ class WeightHistogramLogger(pl.Callback):
         """Return what is logged; described anew when parameters have come or gone."""
         fit = self._fit
         if fit.described.keys() != named_tensors(pl_module).keys():
-            described = describe(pl_module)
+            tensors, described = named_tensors(pl_module), describe(pl_module)
             if fit.sharded:
-                described = whole_shapes(described, fit.whole)
-            fit.described = {p.name: p for p in described}
+                described = as_wholes(described, fit.whole, tensors, flat=fit.flat)
+            fit.described = {p.name: p for p in described if p.name in tensors}
             fit.chosen = select_or_warn(_ME, fit.described, self.include, self.exclude)
             fit.pages = None
         return {name: fit.described[name] for name in fit.chosen}
@@ -233,6 +233,7 @@ class _Fit:
     sinks: Sinks = field(default_factory=Sinks)
     active: bool = False
     sharded: bool = False
+    flat: bool = False
     histograms: Cadence = field(default_factory=lambda: Cadence(points=1, least=1, planned=None))
     pictures: Cadence = field(default_factory=lambda: Cadence(points=1, least=1, planned=None))
     described: dict[str, Parameter] = field(default_factory=dict)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lightning_weightwatch.figures import _canvas
 from lightning_weightwatch.figures._canvas import Floats
@@ -57,12 +60,21 @@ def _bars(drawn: Axes, shares: Floats, group: int) -> None:
         (np.fmax(low, 0), np.fmax(high, 0), "#EBCFB2", _canvas.ORANGE),
         (np.fmin(high, 0), np.fmin(low, 0), "#D3CAE2", _canvas.PURPLE),
     ):
-        drawn.bar(places, nearest, width, color=pale if group > 1 else colour)
-        drawn.bar(places, farthest - nearest, width, nearest, color=colour, edgecolor=colour, linewidth=0.7)
+        _boxes(drawn, places, width, np.zeros_like(nearest), nearest, pale if group > 1 else colour)
+        _boxes(drawn, places, width, nearest, farthest, colour)
     bad = ~np.isfinite(shares)[None]
     black = _canvas.pool(bad, bad, 1, group)[0] > 0
-    drawn.bar(places[black], 2.16, width, -1.08, color=_canvas.BLACK)
+    _boxes(drawn, places[black], width, np.full(black.sum(), -1.08), np.full(black.sum(), 1.08), _canvas.BLACK)
     drawn.axhline(0, color=_canvas.QUIET, linewidth=0.8)
+
+
+def _boxes(drawn: Axes, places: NDArray[Any], width: float, bottom: Floats, top: Floats, colour: str) -> None:
+    """Draw all boxes at once; ``Axes.bar`` takes a millisecond for each."""
+    kept = np.isfinite(bottom) & np.isfinite(top)
+    left, right = (places + side * width / 2 for side in (-1, 1))
+    corners = [(left, bottom), (left, top), (right, top), (right, bottom)]
+    boxes = np.stack([np.stack(corner, axis=1) for corner in corners], axis=1)[kept]
+    drawn.add_collection(PolyCollection(list(boxes), facecolor=colour, edgecolor=colour, linewidth=0.7), autolim=False)
 
 
 def _ticks(drawn: Axes, count: int, largest: float) -> None:

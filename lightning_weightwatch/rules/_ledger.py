@@ -6,7 +6,7 @@ after ``RECOVERY`` judgements without it. A monitor that repeats itself is switc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lightning_weightwatch.rules._base import SEVERITIES, Finding
@@ -40,10 +40,12 @@ class Ledger:
 
     def news(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
         """Return the findings that must be told, and remember them."""
-        findings = tuple(findings)
-        for form in set(self._told) - {_form(f) for f in findings}:
+        forms: dict[str, list[Finding]] = {}
+        for finding in findings:
+            forms.setdefault(_form(finding), []).append(finding)
+        for form in set(self._told) - set(forms):
             self._told[form]["absent"] += 1
-        return tuple(f for f in findings if self._is_news(f))
+        return tuple(f for form, found in forms.items() if self._is_news(form, found) for f in found)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values for a checkpoint."""
@@ -53,13 +55,15 @@ class Ledger:
         """Take over what an earlier run told."""
         self._told = {form: dict(entry) for form, entry in state.items()}
 
-    def _is_news(self, finding: Finding) -> bool:
-        severity, spread = SEVERITIES.index(finding.severity), len(finding.parameters)
-        told = self._told.get(_form(finding))
+    def _is_news(self, form: str, found: Sequence[Finding]) -> bool:
+        """Judge all findings of one form together: a rule may find several places at once."""
+        severity = max(SEVERITIES.index(f.severity) for f in found)
+        spread = sum(len(f.parameters) for f in found)
+        told = self._told.get(form)
         if told and told["absent"] < RECOVERY and severity <= told["severity"] and spread < 2 * max(told["spread"], 1):
             told["absent"] = 0
             return False
-        self._told[_form(finding)] = {"severity": severity, "spread": spread, "absent": 0}
+        self._told[form] = {"severity": severity, "spread": spread, "absent": 0}
         return True
 
 

@@ -136,6 +136,8 @@ def _steep(evidence: Evidence, decades: float, r_squared: float) -> Finding | No
         return None
     high = profile.log_rms > profile.log_rms.min() + decades
     ill = tuple(name for name, is_high in zip(profile.names, high, strict=True) if is_high)
+    if not ill:  # the line through a single step is steeper than the step
+        return None
     return Finding(
         rule=NAME,
         severity="warning",

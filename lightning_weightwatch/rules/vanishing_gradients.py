@@ -81,6 +81,8 @@ def _fading(evidence: Evidence, decades: float, r_squared: float, steps: int, se
     top = int(np.argmax(profile.log_rms))
     low = profile.log_rms < profile.log_rms[top] - decades
     ill = tuple(name for name, is_low in zip(profile.names, low, strict=True) if is_low)
+    if not ill:  # the line through a single step is steeper than the step
+        return
     worst = int(np.argmin(profile.log_rms))
     yield Finding(
         rule=NAME,

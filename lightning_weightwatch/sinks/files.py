@@ -10,6 +10,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lightning_weightwatch.sinks._base import log
 
 
@@ -57,6 +59,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, np.generic):  # a user's rule may give NumPy's numbers
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

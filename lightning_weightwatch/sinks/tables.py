@@ -6,9 +6,12 @@ installed, and a watcher must not change what the run looks like.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from tabulate import tabulate
+
+_MEANINGFUL = re.compile(r"[\\`*|\[]|_(?![^\W_])|(?<![^\W_])_")  # an underscore within a word means nothing
 
 
 def console_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, widest: int = 44) -> str:
@@ -28,7 +31,7 @@ def console_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[st
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    r"""Return a markdown table; characters that would end a cell or open a tag are escaped.
+    r"""Return a markdown table that shows every cell as it is: what means something in markdown is escaped.
 
     Example:
         >>> print(markdown_table(["name"], [["a|b"]]))
@@ -36,9 +39,16 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
         |--------|
         | a\|b   |
     """
-    cells = [[_escape(cell) for cell in row] for row in rows]
-    return tabulate(cells, [_escape(column) for column in columns], tablefmt="github", disable_numparse=True)
+    cells = [[escape(cell) for cell in row] for row in rows]
+    return tabulate(cells, [escape(column) for column in columns], tablefmt="github", disable_numparse=True)
 
 
-def _escape(cell: str) -> str:
-    return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+def escape(cell: str) -> str:
+    r"""Return text that markdown shows as it is.
+
+    Example:
+        >>> print(escape("a<b and *c* of layer_1"))
+        a&lt;b and \*c\* of layer_1
+    """
+    plain = cell.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
+    return _MEANINGFUL.sub(r"\\\g<0>", plain)

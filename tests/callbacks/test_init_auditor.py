@@ -19,8 +19,8 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_weightwatch import audit, parameters
 from lightning_weightwatch.audit import audit_init
-from lightning_weightwatch.callbacks import init_auditor
 from lightning_weightwatch.callbacks.init_auditor import InitAuditor
 from lightning_weightwatch.errors import UnhealthyRunError
 from lightning_weightwatch.parameters import Parameter, describe
@@ -239,7 +239,7 @@ def test_a_failure_of_ours_is_reported_once_and_the_training_goes_on(tmp_path, c
     def fail(*args, **kwargs):
         raise ArithmeticError("no")
 
-    monkeypatch.setattr(init_auditor.audit, "judge", fail)
+    monkeypatch.setattr(audit, "judge", fail)
     with caplog.at_level(logging.WARNING, "lightning_weightwatch"):
         trainer = fit(tmp_path, net(), InitAuditor(on_finding="raise"))
     assert trainer.global_step == 2
@@ -249,7 +249,7 @@ def test_a_failure_of_ours_is_reported_once_and_the_training_goes_on(tmp_path, c
 
 
 def test_a_report_that_cannot_be_shown_is_still_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(init_auditor.audit.InitReport, "to_markdown", lambda self: 1 / 0)
+    monkeypatch.setattr(audit.InitReport, "to_markdown", lambda self: 1 / 0)
     auditor = InitAuditor(on_finding="raise")
     with pytest.raises(UnhealthyRunError):
         fit(tmp_path, net(NAN), auditor)
@@ -294,7 +294,7 @@ def test_what_cannot_be_used_is_refused(argument, value, error, message):
 
 
 def whole(now, before, tensors, flat=True) -> dict[str, Parameter]:
-    return {p.name: p for p in init_auditor._whole(now, before, tensors, flat=flat)}
+    return {p.name: p for p in parameters.as_wholes(now, before, tensors, flat=flat)}
 
 
 def test_flat_shards_are_described_by_what_was_noted_before():

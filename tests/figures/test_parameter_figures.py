@@ -96,10 +96,10 @@ def test_matrix_rows_run_downwards_and_ticks_count_from_zero() -> None:
 
 def test_bars_stand_at_their_unit_with_their_value() -> None:
     drawn = bias_bars([0.5, -1.0, 0.0], title="a").axes[0]
-    tops = {}
-    for bar in drawn.patches:
-        place = bar.get_x() + bar.get_width() / 2 - 0.5
-        tops[round(place)] = tops.get(round(place), 0) + bar.get_height()
+    tops: dict[int, float] = {}
+    for bar in (path.vertices for bars in drawn.collections for path in bars.get_paths()):
+        place, ends = bar[:, 0].min() // 1, bar[:, 1]
+        tops[int(place)] = tops.get(int(place), 0) + ends[np.abs(ends).argmax()] - ends[np.abs(ends).argmin()]
     assert drawn.get_xlim() == (0, 3)
     assert [label.get_text() for label in drawn.get_yticklabels()] == ["-1", "0", "1"]
     assert tops == pytest.approx({0: 0.5, 1: -1.0, 2: 0.0})

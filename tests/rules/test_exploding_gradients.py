@@ -1,0 +1,108 @@
+"""Gradients that grow until a step destroys what was learnt: silent cases first."""
+
+import pytest
+
+from lightning_weightwatch.rules.exploding_gradients import RULE
+from tests.helpers.runs import INF, MISSING, falling, layers, rising, run
+
+LEVEL = [0.3, 0.5, 0.2, 0.4, 0.3, 0.6]
+STEEP = [1e2, 1e1, 1.0, 1e-1, 1e-2, 1e-3]
+
+
+def converged_then(t, bad, back=0):
+    """Return the gradients of a run that converged and meets something bad at step 40."""
+    return [bad if 40 <= t <= 40 + back else 1e-4 if t > 10 else 1.0] * 3
+
+
+def recovered(t):
+    return 2.3 if t < 5 or t == 40 else 0.01
+
+
+SILENT = [
+    pytest.param(run(lambda t: LEVEL), id="level"),
+    pytest.param(run(lambda t: LEVEL, loss=rising), id="the loss rises, gradients do not"),
+    pytest.param(run(lambda t: [10 ** (t / 10)] * 3, loss=falling), id="grows while the loss falls"),
+    pytest.param(run(lambda t: [1e6] * 3, loss=falling), id="a summed loss that falls"),
+    pytest.param(run(lambda t: STEEP, loss=falling), id="a steep profile while the loss falls"),
+    pytest.param(run(lambda t: converged_then(t, 1.0), loss=recovered), id="one bad batch in a converged run"),
+    pytest.param(run(lambda t: [1e6] * 3 if t == 40 else LEVEL[:3]), id="one bad batch in a run that is stuck"),
+    pytest.param(run(lambda t: [1e6] * 3 if 55 <= t <= 56 else LEVEL[:3], steps=58), id="two bad batches at the end"),
+    pytest.param(run(lambda t: [0.1 + t / 60] * 3), id="learning rate warm-up, one decade"),
+    pytest.param(run(lambda t: [225.0] * 3, loss=lambda t: 1e5), id="390 at the start: targets in large units"),
+    pytest.param(run(lambda t: [3e4] * 3, loss=lambda t: 1e10), id="targets in huge units, loss 1e10"),
+    pytest.param(run(lambda t: [1e6] * 3 if t % 3 else [1.0] * 3), id="now and then above the level"),
+    pytest.param(run(lambda t: [0.0] * 3 if t < 10 else [1.0] * 3), id="zero at first"),
+    pytest.param(run(lambda t: [MISSING, 300.0] if t % 2 else [1.0, MISSING]), id="GAN: two scales, turn by turn"),
+    pytest.param(run(lambda t: [INF] * 3 if t < 8 else LEVEL[:3], scaled_loss=True), id="AMP looks for its scale"),
+    pytest.param(run(lambda t: [INF] * 3 if t > 20 else LEVEL[:3]), id="not finite is another illness"),
+    pytest.param(run(lambda t: [1e9] * 3, steps=9), id="too few steps to tell"),
+    pytest.param(run(lambda t: [1e3, 1e-3]), id="two layers make no profile"),
+    *[
+        pytest.param(
+            run(lambda t, i=i: [1e3 if i == j else 1e-3 for j in range(6)]), id=f"one odd layer of six, at {i}"
+        )
+        for i in range(6)
+    ],
+    pytest.param(run(lambda t: STEEP[::-1]), id="fading towards the first layer is another illness"),
+    pytest.param(run(lambda t: [1e5, *LEVEL], matrices=[False] + [True] * 6, steps=9), id="an embedding"),
+]
+
+
+@pytest.mark.parametrize("evidence", SILENT)
+def test_silent(evidence):
+    assert RULE(evidence) == ()
+
+
+def test_growth_is_told_from_the_step_at_which_it_passed_the_limit():
+    def norms(t):
+        return [0.1, 1.0, 1.0] if t < 30 else [0.1, 1.0, 10 ** ((t - 29) / 4)]
+
+    (finding,) = RULE(run(norms, steps=50, loss=rising))
+    assert (finding.severity, finding.parameters) == ("critical", layers(2))
+    assert finding.unit == "decades above the calmest steps"
+    # The calm norm is sqrt(2.01); a hundred times that is 10 ** 2.15, passed nine steps after step 29.
+    assert (finding.since_step, finding.step) == (38, 49)
+    assert finding.value == pytest.approx(18 / 4 - 0.15, abs=0.01)
+
+
+def test_a_plateau_that_is_a_hundred_times_higher_is_growth():
+    (finding,) = RULE(run(lambda t: [200.0 if t >= 30 else 1.0], loss=lambda t: 2.3 if t < 30 else 9.0))
+    assert finding.since_step == 30
+
+
+@pytest.mark.parametrize("loss", [lambda t: 2.3, lambda t: INF if t > 40 else 2.3, rising], ids=["flat", "inf", "up"])
+def test_growth_needs_a_loss_no_lower_than_at_the_start(loss):
+    norms = lambda t: [1.0 if t < 40 else 1e3]  # noqa: E731
+    assert RULE(run(norms, loss=loss))[0].severity == "critical"
+    assert RULE(run(norms, loss=lambda t: 2.3 if t < 5 else 2.2)) == ()
+
+
+def test_large_from_the_first_step_names_the_layers_that_make_the_norm():
+    (finding,) = RULE(run(lambda t: [1e9, 1.0, 2e9, 1.0], steps=10))
+    assert (finding.severity, finding.parameters) == ("critical", layers(0, 2))
+    assert (finding.since_step, finding.step, finding.limit) == (0, 9, 1e4)
+    assert finding.value == pytest.approx(5**0.5 * 1e9)
+
+
+def test_a_steep_profile_names_the_first_layers():
+    (finding,) = RULE(run(lambda t: STEEP, steps=50))
+    assert (finding.severity, finding.parameters) == ("warning", layers(0, 1))
+    assert (finding.since_step, finding.step) == (30, 49)
+    assert finding.value == pytest.approx(5.0)
+
+
+def test_a_profile_steeper_than_any_layer_is_ill_names_no_layer_and_so_is_not_told():
+    """A step of 2.9 decades fits a line of 3.7: it was told with an empty list of layers."""
+    assert RULE(run(lambda t: [1.0] * 3 + [10**-2.9] * 3)) == ()
+    (finding,) = RULE(run(lambda t: [1.0] * 3 + [10**-3.1] * 3))
+    assert finding.parameters == layers(0, 1, 2)
+
+
+def test_only_the_worst_form_is_told():
+    (finding,) = RULE(run(lambda t: [1e6 * 10 ** (t / 10), *STEEP], loss=rising))
+    assert finding.unit == "decades above the calmest steps"
+
+
+def test_an_unknown_loss_does_not_hide_a_norm_of_a_billion():
+    (finding,) = RULE(run(lambda t: [1e9], loss=lambda t: None))
+    assert finding.severity == "critical"

@@ -1,0 +1,82 @@
+"""The block of device memory that waits between two flushes, against a dictionary."""
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_weightwatch.ring import Ring
+
+
+def ring(rows=3, columns=4):
+    return Ring(rows, columns, torch.device("cpu"), torch.float64)
+
+
+def put(ring, columns, numbers):
+    ring.put(torch.tensor(columns), np.array(columns), torch.tensor(numbers))
+
+
+def test_hands_out_what_was_put_and_marks_the_rest_as_not_measured():
+    held = ring()
+    held.begin(7)
+    put(held, [3, 0], [5.0, 2.0])
+    held.begin(9)
+    held.put(1, 1, torch.tensor(4.0))
+    rows = held.drain()
+    assert rows.steps == [7, 9]
+    assert rows.numbers.tolist() == [[2.0, 0.0, 0.0, 5.0], [0.0, 4.0, 0.0, 0.0]]
+    assert rows.measured.tolist() == [[True, False, False, True], [False, True, False, False]]
+
+
+def test_a_step_begun_twice_is_one_row():
+    held = ring()
+    for column in (0, 1):
+        held.begin(5)
+        put(held, [column], [1.0])
+    assert held.drain().numbers.tolist() == [[1.0, 1.0, 0.0, 0.0]]
+
+
+def test_is_empty_after_a_drain_and_does_not_touch_what_it_handed_out():
+    held = ring()
+    held.begin(1)
+    put(held, [0], [8.0])
+    rows = held.drain()
+    held.begin(1)
+    put(held, [1], [9.0])
+    again = held.drain()
+    assert (rows.steps, rows.numbers[0].tolist(), rows.measured[0].tolist()) == (
+        [1],
+        [8, 0, 0, 0],
+        [True, *[False] * 3],
+    )
+    assert (again.steps, again.numbers[0].tolist(), again.measured[0].tolist()[:2]) == (
+        [1],
+        [0, 9, 0, 0],
+        [False, True],
+    )
+
+
+def test_refuses_a_step_it_has_no_row_for_and_loses_nothing():
+    held = ring(rows=2)
+    held.begin(1)
+    assert not held.full
+    held.begin(2)
+    assert held.full
+    held.begin(2)
+    with pytest.raises(BufferError, match=r"Ring of 2 rows is full\. Drain it before step 3\."):
+        held.begin(3)
+    assert held.drain().steps == [1, 2]
+
+
+def test_nothing_begun_is_nothing_handed_out():
+    rows = ring().drain()
+    assert (rows.steps, tuple(rows.numbers.shape), rows.measured.shape) == ([], (0, 4), (0, 4))
+
+
+def test_non_finite_and_large_numbers_pass_unchanged():
+    held = ring()
+    held.begin(0)
+    put(held, [0, 1, 2], [float("inf"), 1e300, 1e-300])
+    assert held.drain().numbers[0].tolist()[:3] == [float("inf"), float(torch.tensor(1e300)), 0.0]
+    held.begin(1)
+    held.put(torch.tensor([0]), np.array([0]), torch.tensor([1e300], dtype=torch.float64))
+    assert held.drain().numbers[0, 0] == 1e300
