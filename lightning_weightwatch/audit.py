@@ -22,7 +22,7 @@ from torch.func import functional_call
 from lightning_weightwatch import stats
 from lightning_weightwatch.parameters import Parameter, describe, named_tensors, values
 from lightning_weightwatch.rules import Finding, Severity, all_rules
-from lightning_weightwatch.sinks.tables import console_table, markdown_table
+from lightning_weightwatch.sinks.tables import console_table, escape, markdown_table
 from lightning_weightwatch.theory import Place, Recognition, candidates, default_scheme, recognise
 
 Verdict = Literal["ok", "note", "warning", "critical", "skipped"]
@@ -104,12 +104,15 @@ class InitReport:
 
     def to_markdown(self) -> str:
         """Return a page of markdown: findings, then the table, worst first."""
-        lines = [f"**{self.headline}**", *(f"* {finding}" for finding in self.findings), *self._remarks("* ")]
+        lines = [
+            f"**{self.headline}**",
+            *(f"* {escape(line)}" for line in [*map(str, self.findings), *self._remarks()]),
+        ]
         return "\n".join([*lines, "", markdown_table(_COLUMNS, self._rows())])
 
     def __str__(self) -> str:
         """Draw the table for the console, worst first, and say what is not well."""
-        return "\n".join([console_table(self.headline, _COLUMNS, self._rows()), *self._remarks("")])
+        return "\n".join([console_table(self.headline, _COLUMNS, self._rows()), *self._remarks()])
 
     def _worst_first(self) -> list[ParameterVerdict]:
         return sorted(self.parameters, key=lambda p: _WORST_FIRST.index(p.verdict))
@@ -117,11 +120,11 @@ class InitReport:
     def _rows(self) -> list[list[str]]:
         return [_row(p) for p in self._worst_first()]
 
-    def _remarks(self, bullet: str) -> list[str]:
+    def _remarks(self) -> list[str]:
         remarks = [f"{p.verdict} {p.name}: {p.reason}" for p in self._worst_first() if p.verdict != "ok"]
         if self.probe is not None:
             remarks.append("one batch: " + ", ".join(f"{key} {_number(value)}" for key, value in self.probe.items()))
-        return [bullet + remark for remark in remarks]
+        return remarks
 
 
 def audit_init(model: nn.Module, batch: Any = None, loss_fn: Callable[[Any, Any], Tensor] | None = None) -> InitReport:

@@ -69,7 +69,8 @@ class Parameter:
     @property
     def is_matrix(self) -> bool:
         """Whether it mixes several inputs into several outputs, which is what depth profiles are drawn over."""
-        return len(self.shape) >= 2 and self.kind not in ("embedding", "norm", "bias")
+        several_inputs = math.prod(self.shape[1:]) > 1  # the gain of weight_norm has shape (out, 1)
+        return len(self.shape) >= 2 and several_inputs and self.kind not in ("embedding", "norm", "bias")
 
 
 def clean(name: str) -> str:

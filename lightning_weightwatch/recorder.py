@@ -172,14 +172,19 @@ class GradientRecorder:
 
     def _merged(self, numbers: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
         """Merge over processes; gradients that every process holds alike need no collective, losses always do."""
-        mean = torch.full((1,), 1.0 / reduce.world_size(), dtype=torch.float64)
-        if self._weights is None:
-            loss = reduce.merge({"loss": numbers[-1:]}, {"loss": "sum"}, mean)["loss"]
-            return torch.cat([numbers[:-1], loss]), measured
-        weights = torch.cat([self._weights, mean.to(self._weights)])
-        partials = {"numbers": numbers, "measured": measured.to(numbers)}
-        merged = reduce.merge(partials, {"numbers": "sum", "measured": "max"}, weights)
-        return merged["numbers"], merged["measured"]
+        measured = measured.to(numbers)
+        weights = torch.full((1,), 1.0 / reduce.world_size(), dtype=torch.float64)
+        merges: dict[str, stats.Merge] = {"numbers": "sum", "known": "min"}
+        shared = len(self.parameters)
+        partials = {"known": measured[shared:]}  # a loss that is unknown on one process has no mean
+        if self._weights is not None:
+            weights, shared = torch.cat([self._weights, weights.to(self._weights)]), 0
+            partials["measured"], merges["measured"] = measured[:-1], "max"
+        merged = reduce.merge({"numbers": numbers[shared:], **partials}, merges, weights)
+        return (
+            torch.cat([numbers[:shared], merged["numbers"]]),
+            torch.cat([merged.get("measured", measured[:-1]), merged["known"]]),
+        )
 
     def _can_read(self, column: int, gradient: Tensor) -> bool:
         reason = unmeasurable(gradient) if gradient.numel() else None

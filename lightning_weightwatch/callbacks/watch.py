@@ -26,7 +26,7 @@ def watch(*, seed: int | None = None) -> list[pl.Callback]:
         ValueError: If it is negative or above 4294967295.
 
     Example:
-        >>> [type(callback).__name__ for callback in watch(seed=42)]  # doctest: +SKIP
+        >>> [type(callback).__name__ for callback in watch(seed=42)]
         ['SeedEverything', 'InitAuditor', 'WeightHistogramLogger', 'GradientHealthMonitor']
     """
     return [SeedEverything(seed), InitAuditor(), WeightHistogramLogger(), GradientHealthMonitor()]

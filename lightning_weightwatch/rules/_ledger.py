@@ -1,11 +1,12 @@
 """Which findings are news, and which of them came first.
 
-A finding is told once, and again only when it worsens (a higher severity, or twice as many parameters) or returns
+A finding is told once, and again only when it worsens (a higher severity, or twice as many places) or returns
 after ``RECOVERY`` judgements without it. A monitor that repeats itself is switched off.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._told: dict[str, dict[str, int]] = {}
+        self._told: dict[str, dict[str, Any]] = {}
 
     def news(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
         """Return the findings that must be told, and remember them."""
@@ -49,21 +50,22 @@ class Ledger:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values for a checkpoint."""
-        return {form: dict(entry) for form, entry in self._told.items()}
+        return copy.deepcopy(self._told)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what an earlier run told."""
-        self._told = {form: dict(entry) for form, entry in state.items()}
+        self._told = copy.deepcopy(state)
 
     def _is_news(self, form: str, found: Sequence[Finding]) -> bool:
         """Judge all findings of one form together: a rule may find several places at once."""
         severity = max(SEVERITIES.index(f.severity) for f in found)
-        spread = sum(len(f.parameters) for f in found)
         told = self._told.get(form)
-        if told and told["absent"] < RECOVERY and severity <= told["severity"] and spread < 2 * max(told["spread"], 1):
+        known = told["places"] if told and told["absent"] < RECOVERY else []
+        places = list(dict.fromkeys([*known, *(name for f in found for name in f.parameters)]))
+        if told and told["absent"] < RECOVERY and severity <= told["severity"] and len(places) < 2 * max(len(known), 1):
             told["absent"] = 0
             return False
-        self._told[form] = {"severity": severity, "spread": spread, "absent": 0}
+        self._told[form] = {"severity": severity, "places": places, "absent": 0}
         return True
 
 

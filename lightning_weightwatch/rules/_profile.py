@@ -38,19 +38,20 @@ class Profile:
         return self.decades / (len(self.names) - 1)
 
 
-def depth_profile(evidence: Evidence, *, steps: int) -> Profile | None:
-    """Fit the profile over the last ``steps`` steps; ``None`` with fewer steps or fewer than three usable matrices.
+def depth_profile(evidence: Evidence, *, steps: int, matrices: int = 3) -> Profile | None:
+    """Fit the profile over the last ``steps`` steps; ``None`` with fewer steps or fewer usable matrices.
 
-    Matrices whose gradient is missing, not finite or exactly zero in half of the steps are left out: they are other
-    rules' business.
+    A matrix counts where a gradient was measured in a quarter of the steps at least (networks that take turns have one
+    in half of them), unless half of those were exactly zero or not finite: that is other rules' business.
     """
     if len(evidence) < steps:
         return None
     columns = np.array(evidence.matrices, dtype=int)
     rms = evidence.rms[-steps:, columns]
+    measured = ~np.isnan(rms)
     usable = np.isfinite(rms) & (rms > 0)
-    keep = usable.mean(axis=0) > 0.5
-    if keep.sum() < 3:
+    keep = (measured.mean(axis=0) >= 0.25) & (usable.sum(axis=0) > 0.5 * measured.sum(axis=0))
+    if keep.sum() < matrices:
         return None
     logs = np.log10(np.where(usable, rms, np.nan)[:, keep])
     median = np.nanmedian(logs, axis=0)

@@ -1,8 +1,11 @@
-"""Wording that rules share."""
+"""Wording and counting that rules share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:
@@ -17,11 +20,12 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     return f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
-def steps(first: int, last: int) -> str:
-    """Say when.
+def start_of_last_run(flags: NDArray[np.bool_]) -> int:
+    """Return where the last unbroken run of true flags begins; the end, if the last flag is false.
 
     Example:
-        >>> steps(3, 3), steps(3, 9)
-        ('at step 3', 'over steps 3 to 9')
+        >>> start_of_last_run(np.array([True, False, True, True]))
+        2
     """
-    return f"at step {first}" if first == last else f"over steps {first} to {last}"
+    false = np.flatnonzero(~flags)
+    return min(int(false[-1]) + 1 if false.size else 0, len(flags) - 1)

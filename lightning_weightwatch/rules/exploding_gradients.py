@@ -17,10 +17,11 @@ When it is not a problem:
     clipping, so a clipped run may be told although each step is bounded.
 
 Limits:
-    growth: 2 decades. Healthy runs grow as much only on their way down from a converged state. Our choice.
+    growth: 2 decades, or 4 where the loss is unknown. Healthy runs grow as much only in a bad batch after they have
+        converged. Our choice.
     level: 1e4. Healthy runs began at 390 at most (targets in large units); exploding ones reached up to 1e12.
     decades: 3. Healthy depth profiles stayed within 1.8.
-    r_squared: 0.5, so that one odd layer is not taken for a trend. Our choice.
+    r_squared: 0.55, and at least ``matrices`` (5) matrices: one odd layer among five explains half of a line.
     steps: 10, so that a single batch decides nothing. Our choice.
     falling: 0.9. The loss counts as falling once it is below nine tenths of its start. Our choice.
 
@@ -52,8 +53,8 @@ import numpy as np
 
 from lightning_weightwatch.evidence import Evidence
 from lightning_weightwatch.rules._base import Finding, Rule
-from lightning_weightwatch.rules._profile import depth_profile
-from lightning_weightwatch.rules._words import listed
+from lightning_weightwatch.rules._profile import Profile, depth_profile
+from lightning_weightwatch.rules._words import listed, start_of_last_run
 
 NAME = "exploding_gradients"
 _NOW = 5  # steps whose median is the present
@@ -65,28 +66,37 @@ def check(
     growth: float = 2.0,
     level: float = 1e4,
     decades: float = 3.0,
-    r_squared: float = 0.5,
+    r_squared: float = 0.55,
+    matrices: int = 5,
     steps: int = 10,
     falling: float = 0.9,
 ) -> Iterator[Finding]:
     """Look for growth, then for level, then at the depth profile; tell the first that holds."""
     if len(evidence) < steps or evidence.loss_ratio() < falling:
         return
-    forms = (_grown(evidence, growth, steps), _high(evidence, level, steps), _steep(evidence, decades, r_squared))
+    profile = depth_profile(evidence, steps=2 * steps, matrices=matrices)
+    forms = (
+        _grown(evidence, growth, steps),
+        _high(evidence, level, steps),
+        _steep(profile, decades) if profile is not None and profile.r_squared > r_squared else None,
+    )
     yield from [form for form in forms if form is not None][:1]
 
 
 def _grown(evidence: Evidence, growth: float, steps: int) -> Finding | None:
     norms = np.where(np.isfinite(evidence.global_norm), evidence.global_norm, np.nan)
-    if len(norms) < steps + _NOW or not evidence.loss_ratio(_NOW) >= 1.0:
+    ratio = evidence.loss_ratio(_NOW)
+    if len(norms) < steps + _NOW or ratio < 1.0:
         return None
+    if np.isnan(ratio):  # an unknown loss cannot speak against it, so the gradients must speak louder
+        growth *= 2
     before = np.lib.stride_tricks.sliding_window_view(norms[:-_NOW], steps)
     calm = float(np.nanmin(np.nanmedian(before, axis=1))) if np.isfinite(before).any(axis=1).all() else 0.0
     now = float(np.nanmedian(norms[-_NOW:])) if np.isfinite(norms[-_NOW:]).any() else 0.0
     if calm <= 0 or now <= 0 or np.log10(now / calm) < growth:
         return None
     above = norms > calm * 10**growth
-    since = evidence.steps[_start_of_last_run(above)]
+    since = evidence.steps[start_of_last_run(above)]
     return Finding(
         rule=NAME,
         severity="critical",
@@ -98,7 +108,7 @@ def _grown(evidence: Evidence, growth: float, steps: int) -> Finding | None:
         unit="decades above the calmest steps",
         saw=(
             f"The global gradient norm grew from {calm:.1e} to {now:.1e}, {np.log10(now / calm):.1f} decades (limit "
-            f"{growth:.1f}), since step {since}, and the loss is no lower than at the start. "
+            f"{growth:.1f}), since step {since}{_and_the_loss(evidence)}. "
             f"Largest: {listed(_largest(evidence))}."
         ),
         try_first="Divide the learning rate by 10, or add a warm-up.",
@@ -106,33 +116,34 @@ def _grown(evidence: Evidence, growth: float, steps: int) -> Finding | None:
 
 
 def _high(evidence: Evidence, level: float, steps: int) -> Finding | None:
-    norms, losses = evidence.global_norm[-steps:], evidence.losses[-steps:]
+    norms, losses = evidence.global_norm, evidence.losses
     # A regression on targets in large units has a large loss and, with it, large gradients: of the size of its root.
     known = np.where(np.isfinite(losses), np.maximum(losses, 1.0), 1.0)
-    bar = np.maximum(level, level / 10 * np.sqrt(known))
-    if not (np.isfinite(norms) & (norms > bar)).all():
+    high = np.isfinite(norms) & (norms > np.maximum(level, level / 10 * np.sqrt(known)))
+    if not high[-steps:].all():
         return None
+    begin = start_of_last_run(high)
+    since, in_a_row, typical = evidence.steps[begin], len(high) - begin, float(np.median(norms[begin:]))
     return Finding(
         rule=NAME,
         severity="critical",
         step=evidence.steps[-1],
-        since_step=evidence.steps[-steps],
+        since_step=since,
         parameters=_largest(evidence),
-        value=float(np.median(norms)),
+        value=typical,
         limit=level,
         unit="global gradient norm",
         saw=(
-            f"The global gradient norm was above {level:.0e} in every one of the last {steps} steps (median "
-            f"{np.median(norms):.1e}), since step {evidence.steps[-steps]}, and the loss does not fall. "
+            f"The global gradient norm was above {level:.0e} in each of the last {in_a_row} steps (median "
+            f"{typical:.1e}), since step {since}{_and_the_loss(evidence)}. "
             f"Largest: {listed(_largest(evidence))}."
         ),
         try_first="Check the initialisation of these layers, and that inputs and targets are normalised.",
     )
 
 
-def _steep(evidence: Evidence, decades: float, r_squared: float) -> Finding | None:
-    profile = depth_profile(evidence, steps=20)
-    if profile is None or -profile.decades <= decades or profile.r_squared <= r_squared:
+def _steep(profile: Profile, decades: float) -> Finding | None:
+    if -profile.decades <= decades:
         return None
     high = profile.log_rms > profile.log_rms.min() + decades
     ill = tuple(name for name, is_high in zip(profile.names, high, strict=True) if is_high)
@@ -155,18 +166,16 @@ def _steep(evidence: Evidence, decades: float, r_squared: float) -> Finding | No
     )
 
 
+def _and_the_loss(evidence: Evidence) -> str:
+    return "" if np.isnan(evidence.loss_ratio()) else ", and the loss does not fall"
+
+
 def _largest(evidence: Evidence) -> tuple[str, ...]:
     """Name the parameters that together make nine tenths of the present squared global norm, in forward order."""
     squares = np.nanmedian(np.where(np.isfinite(evidence.norms[-_NOW:]), evidence.norms[-_NOW:], 0.0), axis=0) ** 2
     order = np.argsort(-squares)
     enough = int(np.searchsorted(np.cumsum(squares[order]), 0.9 * squares.sum())) + 1
     return tuple(evidence.parameters[i].name for i in sorted(order[:enough]))
-
-
-def _start_of_last_run(flags: np.ndarray) -> int:
-    """Return where the last unbroken run of true flags begins; the end, if the last flag is false."""
-    false = np.flatnonzero(~flags)
-    return min(int(false[-1]) + 1 if false.size else 0, len(flags) - 1)
 
 
 RULE = Rule(name=NAME, check=check)

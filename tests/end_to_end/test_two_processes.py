@@ -111,13 +111,6 @@ def test_all_callbacks_together_leave_one_set_of_files(strategy: str, tmp_path: 
     assert len(list(tmp_path.rglob("seed_report.json"))) == 1
 
 
-@pytest.fixture(autouse=True)
-def own_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SeedEverything sets these; they must not reach the next test."""
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-        monkeypatch.setenv(name, "0")
-
-
 def _always(evidence: Any):
     words = {"unit": "", "saw": "Ill.", "try_first": "Rest."}
     yield Finding(rule="always", severity="critical", step=evidence.steps[-1], since_step=0, value=1, limit=0, **words)

@@ -98,6 +98,23 @@ def test_a_profile_steeper_than_any_layer_is_ill_names_no_layer_and_so_is_not_to
     assert finding.parameters == layers(0, 1, 2)
 
 
+def test_an_unknown_loss_is_not_said_not_to_fall():
+    (finding,) = RULE(run(lambda t: [1e9], loss=lambda t: None))
+    assert "loss" not in finding.saw
+
+
+def test_growth_without_a_known_loss_is_told_at_twice_the_decades():
+    """It was never told."""
+    grown = lambda decades: RULE(run(lambda t: [10.0 ** (decades * (t > 40))], loss=lambda t: None))  # noqa: E731
+    assert grown(3.9) == ()
+    assert grown(4.1)[0].since_step == 41
+
+
+def test_a_long_illness_is_dated_from_its_beginning():
+    (finding,) = RULE(run(lambda t: [1e9 if t >= 20 else 1.0]))
+    assert finding.since_step == 20
+
+
 def test_only_the_worst_form_is_told():
     (finding,) = RULE(run(lambda t: [1e6 * 10 ** (t / 10), *STEEP], loss=rising))
     assert finding.unit == "decades above the calmest steps"

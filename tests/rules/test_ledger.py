@@ -7,13 +7,13 @@ import pytest
 from lightning_weightwatch.rules import Finding, Ledger, first_cause
 
 
-def finding(severity="warning", n=1, rule="cold_feet", unit="°C", since=0, step=9):
+def finding(severity="warning", n=1, rule="cold_feet", unit="°C", since=0, step=9, start=0):
     return Finding(
         rule=rule,
         severity=severity,
         step=step,
         since_step=since,
-        parameters=tuple(f"fc{i}" for i in range(n)),
+        parameters=tuple(f"fc{i}" for i in range(start, start + n)),
         value=1.0,
         limit=2.0,
         unit=unit,
@@ -97,3 +97,10 @@ def test_a_state_that_was_handed_out_does_not_change_any_more():
 )  # fmt: skip
 def test_the_first_cause_began_first_and_is_a_cause_rather_than_a_symptom(findings, first):
     assert first_cause(findings) is (None if first is None else findings[first])
+
+
+def test_an_illness_that_moves_to_other_layers_is_told_again():
+    """It was not: only the number of layers counted."""
+    ledger = Ledger()
+    assert told([finding()], [finding(start=2)], ledger=ledger) == [1, 1]
+    assert told([finding()], [finding(start=2)], ledger=ledger) == [0, 0]

@@ -52,6 +52,14 @@ def police(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def own_seed(police: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take back the variables that SeedEverything leaves on purpose, for strategies and workers to read."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0")
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
 def own_folder(police: None, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run every test in a folder of its own, so that nothing is written into the repository.
 
