@@ -32,5 +32,8 @@ check: $(VENV)/.test  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.test  ## build the reference from the docstrings
+	$(BIN)/python docs/build.py
+
 clean:  ## remove the environment and what runs leave behind
 	rm -rf $(VENV) logs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -179,4 +179,4 @@ def _rest(figure: Figure, off: Floats) -> None:
         text += f", all within {within}"
     elif finite.size:
         text += f"; {finite.size:,} within {within}, {off.size - finite.size:,} not comparable"
-    _canvas.write(figure, _canvas.MARGIN, _TOP + _canvas.LINE * (_ROWS - 0.5) + 6, text, colour=_canvas.QUIET)
+    _canvas.write(figure, _canvas.MARGIN, _TOP + _canvas.LINE * (_ROWS - 0.5) + 2, text, colour=_canvas.QUIET)
