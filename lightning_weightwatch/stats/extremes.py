@@ -37,6 +37,10 @@ def _of_one(tensor: Tensor) -> Partials:
             "least": torch.full((), math.inf, dtype=wide, device=tensor.device),
             "greatest": torch.full((), -math.inf, dtype=wide, device=tensor.device),
         }
+    if tensor.device.type == "cpu":  # elsewhere looking at the result would wait for the device
+        low, high = torch.aminmax(tensor)
+        if low.isfinite() and high.isfinite():
+            return {"least": low.to(wide), "greatest": high.to(wide)}
     finite = tensor.isfinite()
     return {
         "least": torch.where(finite, tensor, math.inf).min().to(wide),

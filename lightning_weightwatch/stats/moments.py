@@ -1,6 +1,10 @@
 """Size, centre and spread of every tensor, with zeros and non-finite elements counted apart.
 
 Non-finite elements are counted and otherwise left out, so that one Inf does not hide the rest.
+
+Sums are taken in float64: a spread of 0.1 around a mean of 1,000 would be lost in float32. On a CPU tensors are taken in
+pieces that fit the cache, and the search for non-finite elements is left out where the sum of squares shows that there
+are none; elsewhere such a choice would have to wait for the device.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ import torch
 from torch import Tensor
 
 from lightning_weightwatch.stats._base import Partials, Statistic, precise, rows
+
+_PIECE = 1 << 16  # elements: half a megabyte in float64
 
 
 def measure(tensors: Sequence[Tensor]) -> Partials:
@@ -39,6 +45,24 @@ def read(partials: Partials) -> dict[str, Tensor]:
 
 
 def _of_one(tensor: Tensor) -> Partials:
+    if tensor.device.type != "cpu":
+        return _searched(tensor)
+    parts = [_of_piece(piece) for piece in tensor.reshape(-1).split(_PIECE)]
+    return {name: torch.stack([part[name] for part in parts]).sum() for name in STATISTIC.partials}
+
+
+def _of_piece(piece: Tensor) -> Partials:
+    wide = piece.double()
+    sum_sq = torch.dot(wide, wide)
+    if not sum_sq.isfinite():
+        return _searched(piece)
+    count = torch.tensor(piece.numel(), dtype=torch.float64)
+    zeros = count - torch.count_nonzero(piece)
+    return {"count": count, "sum": wide.sum(), "sum_sq": sum_sq, "nonfinite": torch.zeros_like(count), "zeros": zeros}
+
+
+def _searched(tensor: Tensor) -> Partials:
+    """Measure a tensor that may hold non-finite elements."""
     wide = precise(tensor)
     finite = tensor.isfinite()
     kept = torch.where(finite, tensor, 0).to(wide)

@@ -1,0 +1,56 @@
+"""What people read is what the code says."""
+
+import doctest
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
+RESULTS = json.loads((REPOSITORY / "benchmarks" / "results" / "overhead-cpu.json").read_text(encoding="utf-8"))
+
+
+def text(name: str) -> str:
+    return (REPOSITORY / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("https://"):
+            assert (page.parent / target).exists(), f"{target} does not exist"
+
+
+def test_the_reference_is_what_the_docstrings_say() -> None:
+    """If it is not: ``make docs``."""
+    pages = runpy.run_path(str(REPOSITORY / "docs" / "build.py"))["pages"]()
+    stale = [path for path, page in pages.items() if text(f"docs/{path}") != page]
+    assert stale == []
+
+
+def test_no_page_of_the_reference_is_left_over() -> None:
+    pages = runpy.run_path(str(REPOSITORY / "docs" / "build.py"))["pages"]()
+    written = {str(p.relative_to(REPOSITORY / "docs")) for p in (REPOSITORY / "docs").rglob("*.md")}
+    assert written - pages.keys() == {"tutorial_numbers.md"}
+
+
+def test_the_readmes_costs_are_those_that_were_measured() -> None:
+    quoted = re.findall(r"^\| ([a-z][^|]+) \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$", text("README.md"), re.MULTILINE)
+    measured = {what: tuple(f"{value:.3g}" for value in ratio) for what, ratio in RESULTS["ratios"].items()}
+    assert {what: (least, median, most) for what, median, least, most in quoted} == measured
+
+
+def test_the_readmes_python_examples_run() -> None:
+    failed, ran = doctest.testfile(str(REPOSITORY / "README.md"), module_relative=False)
+    assert ran > 0
+    assert failed == 0
+
+
+def test_contributing_names_every_folder() -> None:
+    rooms = {p.name if p.is_dir() else p.name for p in (REPOSITORY / "lightning_weightwatch").iterdir()}
+    rooms = {room for room in rooms if not room.startswith(("_", "py.typed"))} - {"errors.py", "cli.py"}
+    missing = {room for room in rooms if f"`{room}" not in text("CONTRIBUTING.md")}
+    assert missing == set()
