@@ -17,6 +17,7 @@ TOLERATED_ENV = {
     "KMP_DUPLICATE_LIB_OK",
     "CUDA_MODULE_LOADING",
     "TORCHINDUCTOR_CACHE_DIR",
+    "PYTORCH_NVML_BASED_CUDA_CHECK",
 }
 
 # The networks of the tests are small: two threads lose more time in waiting for one another than they gain.

@@ -2,9 +2,9 @@
 
 Non-finite elements are counted and otherwise left out, so that one Inf does not hide the rest.
 
-Sums are taken in float64: a spread of 0.1 around a mean of 1,000 would be lost in float32. On a CPU tensors are taken in
-pieces that fit the cache, and the search for non-finite elements is left out where the sum of squares shows that there
-are none; elsewhere such a choice would have to wait for the device.
+Sums are taken in float64: a spread of 0.1 around a mean of 1,000 would be lost in float32. On a CPU tensors are taken
+in pieces that fit the cache, and non-finite elements are searched for only where the sum of squares shows that there
+are some; elsewhere such a choice would have to wait for the device.
 """
 
 from __future__ import annotations
