@@ -27,6 +27,7 @@ _COLOURS = {
 _WORST_FIRST = tuple(_COLOURS)
 _LEFT, _TOP, _ACROSS = 200, 40, 262
 _ROWS = 13  # as many lines of text as the height holds
+_FOOT = 3  # pixels between the last line and the axis
 _FAR = 10.0  # doublings at which the axis ends; what lies beyond is drawn as an arrow at its end
 _RATIO, _WORD = _LEFT + _ACROSS + 14, _LEFT + _ACROSS + 90  # left edges of the two columns at the right
 
@@ -75,7 +76,7 @@ def init_audit(
             _words(figure, _TOP + _pitch(lines) * (row + 0.5) + 6, off[i], verdicts[i])
         _rest(figure, off[order[len(shown) :]])
         band = "10 %" if sizes is None else "chance at that size"
-        _canvas.write(figure, _LEFT + _ACROSS / 2, 301, f"found / expected std; shaded: {band}", align="center")
+        _canvas.write(figure, _LEFT + _ACROSS / 2, 303, f"found / expected std; shaded: {band}", align="center")
         return figure
 
 
@@ -117,11 +118,11 @@ def _chance(sizes: Sequence[int] | None, count: int) -> Floats:
 def _ground(figure: Figure, off: Floats, chance: Floats, lines: int) -> Axes:
     """Draw the axis of doublings, what was expected and the band around it, beside ``lines`` lines of text."""
     rows = len(off)
-    drawn = _canvas.axes(figure, _LEFT, _TOP, _ACROSS, _pitch(lines) * lines)
+    drawn = _canvas.axes(figure, _LEFT, _TOP, _ACROSS, _pitch(lines) * lines + _FOOT)
     finite = off[np.isfinite(off)]
     low = -min(_FAR, max(1.0, -finite.min(initial=0))) - 0.7
     high = min(_FAR, max(1.0, finite.max(initial=0))) + 0.7
-    drawn.set(xlim=(low, high), ylim=(lines - 0.5, -0.5))
+    drawn.set(xlim=(low, high), ylim=(lines - 0.5 + _FOOT / _pitch(lines), -0.5))
     ends = np.log2(np.maximum(1 - chance, 2.0**low)), np.log2(1 + chance)
     drawn.barh(range(rows), ends[1] - ends[0], left=ends[0], height=1, color=_canvas.PALE)
     drawn.plot([0, 0], [-0.5, rows - 0.5], color=_canvas.QUIET, linewidth=0.8)
@@ -179,4 +180,4 @@ def _rest(figure: Figure, off: Floats) -> None:
         text += f", all within {within}"
     elif finite.size:
         text += f"; {finite.size:,} within {within}, {off.size - finite.size:,} not comparable"
-    _canvas.write(figure, _canvas.MARGIN, _TOP + _canvas.LINE * (_ROWS - 0.5) + 2, text, colour=_canvas.QUIET)
+    _canvas.write(figure, _canvas.MARGIN, _TOP + _canvas.LINE * (_ROWS - 0.5) + 6, text, colour=_canvas.QUIET)
