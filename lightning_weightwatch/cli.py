@@ -16,7 +16,7 @@ from typing import Any
 from lightning_weightwatch._version import __version__
 from lightning_weightwatch.advice import what_to_try
 from lightning_weightwatch.rules import Finding, first_cause
-from lightning_weightwatch.sinks.files import read_lines
+from lightning_weightwatch.sinks.files import read_json, read_lines
 
 HEALTHY, ILL, NOTHING_FOUND = 0, 1, 2
 _FILES = ("seed_report.json", "init_report.json", "findings.jsonl")
@@ -60,8 +60,7 @@ def report(log_dir: Path, *, as_json: bool = False) -> int:
 def _findings(folder: Path) -> list[Finding]:
     """Return the findings of training and of the initialisation, in order of onset."""
     found = read_lines(folder / "findings.jsonl")
-    audit = folder / "init_report.json"
-    found += json.loads(audit.read_text(encoding="utf-8")).get("findings", []) if audit.exists() else []
+    found += read_json(folder / "init_report.json").get("findings", [])
     return sorted((_finding(plain) for plain in found), key=lambda f: (f.since_step, f.step))
 
 

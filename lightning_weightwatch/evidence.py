@@ -5,7 +5,6 @@ It knows names, steps and numbers; no tensor, no rank, no Trainer.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,11 +22,13 @@ class Watched:
         name: Its name.
         numel: The number of its elements.
         is_matrix: Whether it mixes inputs into outputs: these, in forward order, make the depth profile.
+        place: Its place in the forward pass; where places are the same, the order of the parameters counts.
     """
 
     name: str
     numel: int
     is_matrix: bool
+    place: int = 0
 
 
 class Evidence:
@@ -48,21 +49,24 @@ class Evidence:
     def __init__(self, parameters: Sequence[Watched], *, window: int = 200, scaled_loss: bool = False) -> None:
         self.parameters = tuple(parameters)
         self.scaled_loss = scaled_loss
-        self._window = window
-        self._steps: deque[int] = deque(maxlen=window)
-        self._norms: deque[Floats] = deque(maxlen=window)
-        self._losses: deque[float] = deque(maxlen=window)
+        self.window = window
         self.first_losses: list[float] = []
+        # Twice the window, so that the rows of the window always stand in a row and are moved once in a window.
+        self._norms: Floats = np.empty((2 * window, len(self.parameters)))
+        self._losses: Floats = np.empty(2 * window)
+        self._steps = np.empty(2 * window, dtype=np.int64)
+        self._roots = np.sqrt([max(p.numel, 1) for p in self.parameters])
+        self._begin = self._end = 0
 
     def __len__(self) -> int:
         """The number of remembered steps."""
-        return len(self._steps)
+        return self._end - self._begin
 
     def add(self, step: int, norms: ArrayLike, *, measured: ArrayLike | None = None, loss: float | None = None) -> None:
-        """Remember one step.
+        """Remember one step, or add to the last one.
 
         Args:
-            step: The step, later than any before it.
+            step: The step, not before the last one.
             norms: The l2 norm of each parameter's gradient, shape ``[P]``; NaN or Inf means non-finite gradients.
             measured: Which of them were measured, shape ``[P]``; all, if not given. The rest have no gradient.
             loss: The loss, if it is known; NaN or Inf means that it was.
@@ -71,27 +75,51 @@ class Evidence:
         norms = np.where(np.isfinite(norms), norms, np.inf)
         if measured is not None:
             norms = np.where(measured, norms, np.nan)
-        self._steps.append(step)
-        self._norms.append(norms)
-        self._losses.append(np.nan if loss is None else loss if np.isfinite(loss) else np.inf)
-        if len(self.first_losses) < FIRST and loss is not None and np.isfinite(loss):
-            self.first_losses.append(loss)
+        row = self._row(step)
+        self._norms[row] = np.where(np.isnan(norms), self._norms[row], norms)
+        if loss is not None:
+            self._losses[row] = loss if np.isfinite(loss) else np.inf
+            if len(self.first_losses) < FIRST and np.isfinite(loss):
+                self.first_losses.append(float(loss))
+
+    def take_over(self, earlier: Evidence) -> None:
+        """Remember what was remembered of parameters of the same name, before others came or went."""
+        columns = {p.name: i for i, p in enumerate(earlier.parameters)}
+        kept = [(i, columns[p.name]) for i, p in enumerate(self.parameters) if p.name in columns]
+        for step, norms, loss in zip(earlier.steps, earlier.norms, earlier.losses, strict=True):
+            row = self._row(step)
+            self._losses[row] = loss
+            for here, there in kept:
+                self._norms[row, here] = norms[there]
+        self.first_losses = list(earlier.first_losses)
+
+    def _row(self, step: int) -> int:
+        """Return the row of a step, which is begun if it is not the last one."""
+        if len(self) and self._steps[self._end - 1] == step:
+            return self._end - 1
+        if self._end == 2 * self.window:
+            for rows in (self._norms, self._losses, self._steps):
+                rows[: len(self)] = rows[self._begin : self._end].copy()
+            self._begin, self._end = 0, len(self)
+        self._norms[self._end], self._losses[self._end], self._steps[self._end] = np.nan, np.nan, step
+        self._end += 1
+        self._begin = max(self._begin, self._end - self.window)
+        return self._end - 1
 
     @property
     def steps(self) -> list[int]:
         """The remembered steps, ascending, length ``T``."""
-        return list(self._steps)
+        return list(map(int, self._steps[self._begin : self._end]))
 
     @property
     def norms(self) -> Floats:
         """Gradient norms, shape ``[T, P]``: NaN where nothing was measured, Inf where a gradient was not finite."""
-        return np.array(self._norms).reshape(len(self), len(self.parameters))
+        return self._norms[self._begin : self._end]
 
     @property
     def rms(self) -> Floats:
         """Root mean square gradients, shape ``[T, P]``, marked as ``norms`` are."""
-        sizes = np.array([max(p.numel, 1) for p in self.parameters], dtype=np.float64)
-        return self.norms / np.sqrt(sizes)
+        return np.asarray(self.norms / self._roots, dtype=np.float64)
 
     @property
     def global_norm(self) -> Floats:
@@ -103,12 +131,13 @@ class Evidence:
     @property
     def losses(self) -> Floats:
         """Losses, shape ``[T]``: NaN where unknown, Inf where not finite."""
-        return np.array(self._losses)
+        return self._losses[self._begin : self._end]
 
     @property
     def matrices(self) -> list[int]:
         """The columns of the parameters that make the depth profile, in forward order."""
-        return [i for i, p in enumerate(self.parameters) if p.is_matrix]
+        columns = [i for i, p in enumerate(self.parameters) if p.is_matrix]
+        return sorted(columns, key=lambda i: self.parameters[i].place)
 
     def loss_ratio(self, last: int = 5) -> float:
         """Return the median of the last known losses over that of the first of the run; NaN while unknown.

@@ -15,6 +15,7 @@ import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -30,7 +31,6 @@ _NORMS = (
     nn.modules.batchnorm._NormBase,  # noqa: SLF001 - the only common ancestor of batch and instance norm
     nn.LayerNorm,
     nn.GroupNorm,
-    nn.LocalResponseNorm,
     *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []),
 )
 
@@ -129,6 +129,56 @@ def describe(module: nn.Module) -> tuple[Parameter, ...]:
     return tuple(described)
 
 
+class ForwardOrder:
+    """Finds the order in which the forward pass uses parameters, from a backward pass, which goes the other way.
+
+    Modules may be registered in any order. A hook on each parameter notes when its gradient is complete; no module is
+    hooked, so ``torch.compile`` keeps its graph, and ``stop`` takes the hooks away again.
+
+    Args:
+        tensors: The parameters by name.
+
+    Example:
+        >>> last, first = nn.Linear(2, 1, bias=False), nn.Linear(2, 2, bias=False)
+        >>> order = ForwardOrder({"last": last.weight, "first": first.weight})
+        >>> last(first(torch.ones(1, 2))).sum().backward()
+        >>> order.stop()
+        >>> order.places(["last", "first", "unused"])
+        {'first': 0, 'unused': 1, 'last': 2}
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._reached: list[str] = []
+        self._hooks = [
+            tensor.register_post_accumulate_grad_hook(partial(self._note, name))
+            for name, tensor in tensors.items()
+            if tensor.requires_grad and tensor.is_leaf and not _is_lazy(tensor)
+        ]
+
+    def stop(self) -> None:
+        """Take the hooks away."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def places(self, names: Sequence[str]) -> dict[str, int]:
+        """Return each name's place in the forward pass; one that was not reached follows the name before it."""
+        wanted = set(names)
+        forward = [name for name in reversed(list(dict.fromkeys(self._reached))) if name in wanted]
+        behind: dict[str | None, list[str]] = {name: [] for name in (None, *forward)}
+        before: str | None = None
+        for name in names:
+            if name in behind:
+                before = name
+            else:
+                behind[before].append(name)
+        ordered = [*behind[None], *(other for name in forward for other in (name, *behind[name]))]
+        return {name: place for place, name in enumerate(ordered)}
+
+    def _note(self, name: str, _: Tensor) -> None:
+        self._reached.append(name)
+
+
 def as_wholes(
     now: Iterable[Parameter], before: Iterable[Parameter], tensors: Mapping[str, Tensor], *, flat: bool
 ) -> tuple[Parameter, ...]:
@@ -192,7 +242,7 @@ def unmeasurable(tensor: Tensor) -> str | None:
         return "a partial sum that is not reduced yet"
     if tensor.numel() == 0:
         return "empty"
-    if tensor.dtype == torch.bool or tensor.is_quantized:
+    if not (tensor.is_floating_point() or tensor.is_complex()):  # packed four-bit weights, masks, counters
         return f"no real numbers ({tensor.dtype})"
     return None
 

@@ -25,6 +25,11 @@ def owned(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def is_lbfgs(optimizer: Optimizer) -> bool:
+    """Whether one step of the optimizer asks for the gradients many times."""
+    return any(c.__name__ == "LBFGS" for c in type(optimizer).__mro__)
+
+
 @dataclass(frozen=True)
 class Gathered:
     """What a flush brought to the host, one row per step.
@@ -55,8 +60,8 @@ class LossMeter:
 
     Example:
         >>> meter = LossMeter()
-        >>> meter.add(0, torch.tensor(1.5), None)
-        >>> meter.add(0, torch.tensor(0.5), None)
+        >>> meter.add(0, torch.tensor(1.5))
+        >>> meter.add(0, torch.tensor(0.5))
         >>> meter.of(0), meter.of(1)
         (tensor(2.), None)
     """
@@ -64,25 +69,36 @@ class LossMeter:
     def __init__(self) -> None:
         self._step = -1
         self._sum: Tensor | None = None
+        self._count = 0
+        self._divided_by = 1
 
-    def add(self, step: int, loss: Tensor, scale: Tensor | None) -> None:
+    def add(self, step: int, loss: Tensor, *, scale: Tensor | None = None, divided_by: int = 1) -> None:
         """Add a loss about to be differentiated.
 
         Args:
-            step: The step it belongs to. The micro-batches of one accumulation window add up to their mean, since
-                Lightning has divided each by their number.
+            step: The step it belongs to.
             loss: Of any shape; a vector counts by its mean.
             scale: The factor it was multiplied by, if any.
+            divided_by: The length of the accumulation window, by which Lightning divides each loss of it.
         """
         plain = values(loss).mean()
         if scale is not None:
             plain = plain / scale.to(plain.device)
-        self._sum = plain if self._sum is None or step != self._step else self._sum + plain
-        self._step = step
+        if self._sum is None or step != self._step:
+            self._sum, self._count = plain, 0
+        else:
+            self._sum = self._sum + plain
+        self._step, self._count, self._divided_by = step, self._count + 1, divided_by
 
     def of(self, step: int) -> Tensor | None:
-        """Return the sum so far, a scalar, if anything was differentiated in ``step``."""
-        return self._sum if step == self._step else None
+        """Return the loss of ``step`` so far, a scalar, if anything was differentiated in it.
+
+        The losses of an accumulation window give their mean, also in a window that is cut short by the epoch's end;
+        without accumulation several losses of one step give their sum.
+        """
+        if self._sum is None or step != self._step:
+            return None
+        return self._sum if self._divided_by == 1 else self._sum * (self._divided_by / self._count)
 
 
 class GradientRecorder:
@@ -100,13 +116,14 @@ class GradientRecorder:
     ) -> None:
         self.parameters = tuple(parameters)
         self.unmeasured: dict[str, str] = {}
+        self._kept = dict(tensors)  # alive, so that no parameter made later is given the id of one that went
         self._column = {id(tensors[p.name]): i for i, p in enumerate(self.parameters)}
         held = [values(tensors[p.name]) for p in self.parameters]
         device = held[0].device if held else torch.device("cpu")
         dtype = stats.precise(held[0]) if held else torch.float64
         self._ring = Ring(rows, len(self.parameters) + 1, device, dtype)  # the last column is the loss
         self._weights = reduce.replication_weights(held, [p.numel for p in self.parameters]) if sharded else None
-        self._strangers: set[int] = set()
+        self._strangers: dict[int, Tensor] = {}
         self._last_step: dict[int, int] = {}
         self._cached: dict[tuple[int, ...], _Columns] = {}
 
@@ -116,19 +133,20 @@ class GradientRecorder:
 
     def accept(self, optimizer: Optimizer) -> None:
         """Take note of parameters that are excluded or belong to no module, so that ``covers`` is content."""
-        self._strangers.update(id(p) for p in owned(optimizer) if id(p) not in self._column)
+        self._strangers.update({id(p): p for p in owned(optimizer) if id(p) not in self._column})
 
     def add(self, step: int, optimizer: Optimizer, *, scale: Tensor | None = None, loss: Tensor | None = None) -> None:
         """Measure the gradients of one optimizer's parameters; those of others may belong to another loss.
 
         Args:
             step: The step.
-            optimizer: The optimizer about to step. Only its first step within ``step`` counts: LBFGS asks up to
-                twenty times, from points that its line search rejects, and the first is the gradient at the weights.
+            optimizer: The optimizer about to step. If it steps several times within ``step``, the largest norms
+                count; but LBFGS asks up to twenty times for one step, from points that its line search rejects, and
+                the first is the gradient at the weights.
             scale: The factor still in the gradients, if any.
             loss: The loss of the step so far, if it is known.
         """
-        if self._last_step.get(id(optimizer)) == step:
+        if self._last_step.get(id(optimizer)) == step and is_lbfgs(optimizer):
             return
         self._last_step[id(optimizer)] = step
         self._ring.begin(step)  # on every process, whatever it holds, so that rows stay aligned
@@ -141,7 +159,7 @@ class GradientRecorder:
             squares = norm.measure([values(g) for _, g in found])["sum_sq"]
             if scale is not None:
                 squares = squares / scale.to(squares).square()
-            self._ring.put(columns.device, columns.host, squares)
+            self._ring.put(columns.device, columns.host, squares, keep_largest=True)
         if loss is not None:
             self._ring.put(len(self.parameters), len(self.parameters), loss)
 
@@ -177,12 +195,15 @@ class GradientRecorder:
         merges: dict[str, stats.Merge] = {"numbers": "sum", "known": "min"}
         shared = len(self.parameters)
         partials = {"known": measured[shared:]}  # a loss that is unknown on one process has no mean
+        if self._weights is None:  # gradients that no one reduces may break on one process alone
+            partials["broken"], merges["broken"] = (~numbers[:shared].isfinite()).to(numbers), "max"
         if self._weights is not None:
             weights, shared = torch.cat([self._weights, weights.to(self._weights)]), 0
             partials["measured"], merges["measured"] = measured[:-1], "max"
         merged = reduce.merge({"numbers": numbers[shared:], **partials}, merges, weights)
+        alike = numbers[:shared].masked_fill(merged["broken"] > 0, torch.inf) if shared else numbers[:0]
         return (
-            torch.cat([numbers[:shared], merged["numbers"]]),
+            torch.cat([alike, merged["numbers"]]),
             torch.cat([merged.get("measured", measured[:-1]), merged["known"]]),
         )
 

@@ -68,16 +68,20 @@ class Ring:
             raise BufferError(f"Ring of {len(self._measured)} rows is full. Drain it before step {step}.")
         self._steps.append(step)
 
-    def put(self, device: Tensor | int, host: NDArray[np.int64] | int, numbers: Tensor) -> None:
+    def put(
+        self, device: Tensor | int, host: NDArray[np.int64] | int, numbers: Tensor, *, keep_largest: bool = False
+    ) -> None:
         """Put numbers into the row begun last.
 
         Args:
             device: Their columns, on the device; a single column may be a plain number.
             host: The same columns, on the host.
-            numbers: One number per column.
+            numbers: One number per column; none of them negative, if the largest is kept.
+            keep_largest: Where there is a number already, keep the larger; NaN is larger than any.
         """
         row = len(self._steps) - 1
-        self._numbers[row, device] = numbers.to(self._numbers)
+        numbers = numbers.to(self._numbers)
+        self._numbers[row, device] = torch.maximum(self._numbers[row, device], numbers) if keep_largest else numbers
         self._measured[row, host] = True
 
     def drain(self) -> Rows:

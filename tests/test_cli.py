@@ -54,3 +54,12 @@ def test_a_wrong_command_is_refused(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["reprot", "x"])
     assert stopped.value.code == 2
+
+
+def test_a_report_that_was_cut_short_does_not_end_in_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "weightwatch").mkdir()
+    (tmp_path / "weightwatch" / "init_report.json").write_text('{"findings": [{"rule"')
+    assert main(["report", str(tmp_path)]) == 0
+    assert "cannot be read and is left out" in caplog.text

@@ -174,3 +174,16 @@ def test_a_row_that_is_changed_afterwards_does_not_rewrite_history():
     kept.add(0, row, loss=1.0)
     row[:] = 7.0
     assert (kept.values == 0).all()
+
+
+def test_what_was_seen_before_parameters_came_and_went_is_taken_over_by_name():
+    earlier = Evidence([Watched("gone", 1, True), Watched("stays", 4, True)])
+    earlier.add(0, [1.0, 2.0], loss=0.5)
+    earlier.add(1, [3.0, INF], measured=[True, True], loss=None)
+    later = Evidence([Watched("stays", 4, True), Watched("new", 1, True)])
+    later.take_over(earlier)
+    later.add(1, [9.0, 7.0], measured=[False, True], loss=0.25)
+    assert later.steps == [0, 1]
+    np.testing.assert_array_equal(later.norms, [[2.0, np.nan], [INF, 7.0]])
+    assert later.losses.tolist() == [0.5, 0.25]
+    assert later.first_losses == [0.5, 0.25]

@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, prune
 
+from lightning_weightwatch import parameters
 from lightning_weightwatch.parameters import (
     as_wholes,
     clean,
@@ -260,3 +261,31 @@ def test_floats_keep_their_type(dtype):
 
 def test_a_complex_tensor_gives_both_parts():
     assert math.hypot(*values(torch.tensor([3 - 4j])).flatten().tolist()) == 5.0
+
+
+def test_layers_registered_last_to_first_are_found_in_forward_order():
+    """A deep network registered backwards was told as the opposite illness."""
+    net = nn.ModuleList([nn.Linear(4, 4) for _ in range(5)])
+    order = parameters.ForwardOrder(dict(net.named_parameters()))
+    x = torch.ones(1, 4)
+    for layer in reversed(net):
+        x = layer(x)
+    x.sum().backward()
+    order.stop()
+    places = order.places([f"{i}.weight" for i in range(5)])
+    assert sorted(places, key=places.get) == ["4.weight", "3.weight", "2.weight", "1.weight", "0.weight"]
+
+
+def test_a_parameter_that_was_not_reached_stays_behind_its_neighbour():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    order = parameters.ForwardOrder(dict(net.named_parameters()))
+    net[2](net[0](torch.ones(1, 2))).sum().backward()
+    order.stop()
+    places = order.places(["0.weight", "1.weight", "2.weight"])
+    assert sorted(places, key=places.get) == ["0.weight", "1.weight", "2.weight"]
+
+
+def test_listening_leaves_no_hook():
+    layer = nn.Linear(2, 2)
+    parameters.ForwardOrder(dict(layer.named_parameters())).stop()
+    assert not layer.weight._post_accumulate_grad_hooks

@@ -1,6 +1,8 @@
 """What is gathered on every step, against a plain loop."""
 
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -163,6 +165,17 @@ def test_knows_whether_it_covers_an_optimizer():
     assert not gathered(recorder).measured.any()
 
 
+def test_no_parameter_made_later_gets_the_id_of_one_that_is_watched_or_known_not_to_be():
+    net, other = mlp(), mlp()
+    recorder = recorder_of(net)
+    recorder.accept(torch.optim.SGD(other.parameters(), lr=0.1))
+    alive = [weakref.ref(net[0].weight), weakref.ref(other[0].weight)]
+    del net, other
+    gc.collect()
+    assert None not in [reference() for reference in alive]
+    del recorder
+
+
 def test_experts_that_come_and_go_are_each_measured_on_their_steps():
     net = nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in range(8))
     recorder, optimizer = recorder_of(net, rows=200), torch.optim.SGD(net.parameters())
@@ -185,15 +198,29 @@ def test_a_network_without_watched_parameters_still_has_a_loss():
 def test_micro_batches_of_a_window_add_up_to_their_mean():
     meter = LossMeter()
     for loss in (1.0, 2.0, 6.0):
-        meter.add(4, torch.tensor(loss) / 3, None)
+        meter.add(4, torch.tensor(loss) / 3, divided_by=3)
     assert meter.of(4).item() == pytest.approx(3.0)
+
+
+def test_a_window_cut_short_does_not_look_like_a_smaller_loss():
+    """The loss of a last window of one batch of eight was told as an eighth of itself."""
+    meter = LossMeter()
+    meter.add(0, torch.tensor(2.0) / 8, divided_by=8)
+    assert meter.of(0).item() == pytest.approx(2.0)
+
+
+def test_losses_of_one_step_without_accumulation_add_up():
+    meter = LossMeter()
+    for loss in (1.0, 2.0):
+        meter.add(0, torch.tensor(loss))
+    assert meter.of(0).item() == 3.0
 
 
 def test_a_loss_belongs_to_its_own_step_only():
     meter = LossMeter()
     assert meter.of(-1) is None
-    meter.add(0, torch.tensor(1.0), None)
-    meter.add(1, torch.tensor(5.0), None)
+    meter.add(0, torch.tensor(1.0))
+    meter.add(1, torch.tensor(5.0))
     assert (meter.of(0), meter.of(1).item(), meter.of(2)) == (None, 5.0, None)
 
 
@@ -210,6 +237,6 @@ def test_a_loss_belongs_to_its_own_step_only():
 )
 def test_a_loss_of_any_make_becomes_one_number_without_a_graph(loss, scale, seen):
     meter = LossMeter()
-    meter.add(0, loss, scale)
+    meter.add(0, loss, scale=scale)
     assert meter.of(0).item() == pytest.approx(seen, nan_ok=True)
     assert not meter.of(0).requires_grad

@@ -13,7 +13,7 @@ class Cadence:
     """Due at the first step it is asked about and then every so many steps.
 
     Args:
-        points: How many times to be due in the whole run.
+        points: How many times to be due in the whole run, at most.
         least: The shortest distance in steps.
         planned: Steps of the run. If unknown, the distance doubles whenever ``points / 2`` have been used up, which
             leaves at most ``points / 2`` more for each doubling of the run.
@@ -29,6 +29,11 @@ class Cadence:
         self._double_after = None if planned else max(points // 2, 1)
         self._next: int | None = None
         self._used = 0
+
+    @classmethod
+    def every(cls, steps: int) -> Cadence:
+        """Return one that is due every ``steps`` steps, however long the run."""
+        return cls(points=1, least=steps, planned=1)
 
     def due(self, step: int) -> bool:
         """Whether ``step`` is due; each step is due once."""

@@ -12,6 +12,7 @@ import numpy as np
 from lightning_weightwatch import figures
 from lightning_weightwatch.callbacks._cadence import Cadence
 from lightning_weightwatch.callbacks._guard import attempt
+from lightning_weightwatch.callbacks._names import numbered
 from lightning_weightwatch.evidence import Evidence, Floats, History
 from lightning_weightwatch.rules import Finding, depth_profile, first_cause
 from lightning_weightwatch.sinks import Sinks
@@ -44,11 +45,13 @@ class GradientPage:
         self._pictures = Cadence(points=9, least=5 * every_n_steps, planned=planned)
         self._peaks: Floats = np.full(len(evidence.parameters), np.nan)
         self._peak = np.nan
+        self._broken = np.zeros(len(evidence.parameters), dtype=bool)
         self._told: set[str] = set()
 
     def remember(self, steps: int) -> None:
         """Take the last ``steps`` steps of the evidence into the history and the running maxima."""
         norms = self._evidence.norms[-steps:]
+        self._broken |= np.isinf(norms).any(axis=0)
         self._peaks = np.fmax(self._peaks, _quiet_max(norms))
         self._peak = float(np.fmax(self._peak, _quiet_max(self._evidence.global_norm[-steps:, None])[0]))
         with np.errstate(divide="ignore"):
@@ -79,11 +82,12 @@ class GradientPage:
             "grad_norm_log10": _log10(self._peak),
             "grad_depth_slope": profile.per_layer if profile else np.nan,
             "layers_out_of_band": float(_out_of_band(self._history.values[-1])),
-            "non_finite_parameters": float(np.isinf(self._evidence.norms[-1]).sum()),
+            "non_finite_parameters": float(self._broken.sum()),
         }
         known = {f"{self._prefix}/{name}": value for name, value in values.items() if np.isfinite(value)}
         self._sinks.scalars(known, step)
         self._peak = np.nan
+        self._broken[:] = False
 
     def _show_details(self, step: int) -> None:
         tags = numbered([p.name for p in self._evidence.parameters])
@@ -113,17 +117,6 @@ def headline(cause: Finding | None, step: int) -> str:
     if cause is None:
         return f"No illness found up to step {step}"
     return f"{cause.rule.replace('_', ' ').capitalize()} since step {cause.since_step}"
-
-
-def numbered(names: Sequence[str]) -> list[str]:
-    """Put each name's place before it, so that TensorBoard lists layers in forward order.
-
-    Example:
-        >>> numbered(["conv.weight", "fc.weight"])
-        ['00 conv.weight', '01 fc.weight']
-    """
-    digits = max(2, len(str(len(names) - 1)))
-    return [f"{i:0{digits}d} {name}" for i, name in enumerate(names)]
 
 
 def findings_page(findings: Sequence[Finding]) -> str:

@@ -19,6 +19,7 @@ from lightning_weightwatch.errors import UnhealthyRunError
 from lightning_weightwatch.sinks import log
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
+Work = TypeVar("Work", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
 
@@ -43,20 +44,21 @@ def guarded(hook: Hook) -> Hook:
     return wrapper  # type: ignore[return-value]  # functools.wraps keeps the signature
 
 
-def deferred(hook: Hook) -> Hook:
-    """Keep an error of a hook without a collective for the next ``meeting``.
+def deferred(work: Work) -> Work:
+    """Keep an error of work without a collective for the next ``meeting``; the work then gives ``None``.
 
     The callback needs ``self.broken = False`` and ``self.failure = None`` from its construction on.
     """
 
-    @functools.wraps(hook)
-    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+    @functools.wraps(work)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.broken or self.failure:
-            return
+            return None
         try:
-            hook(self, *args, **kwargs)
+            return work(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
             self.failure = error
+            return None
 
     return wrapper  # type: ignore[return-value]  # functools.wraps keeps the signature
 

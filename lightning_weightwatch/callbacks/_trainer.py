@@ -6,13 +6,14 @@ trees whose classes are not instances of one another, and a callback of one runs
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_weightwatch.sinks import Sinks, open_sinks
+from lightning_weightwatch.sinks import Sinks, log, open_sinks
 
 StrategyKind = Literal["single", "replicated", "sharded", "hidden"]
 
@@ -64,10 +65,14 @@ def tell(trainer: Any, text: str) -> None:
     """Print for the person at the console, above any progress bar rather than through it, on one process only.
 
     ``TQDMProgressBar.print`` drops the text while no bar is shown, so tqdm itself is asked; rich's bar redirects what
-    is printed.
+    is printed. It never raises: one process that broke down over its console would leave the others waiting.
     """
-    if trainer.is_global_zero:
-        tqdm.write(text)
+    if not trainer.is_global_zero:
+        return
+    try:
+        tqdm.write(_printable(text))
+    except Exception as error:  # noqa: BLE001 - a console may be closed, or anything that somebody put in its place
+        log.warning("The console could not be written to (%s: %s): %s", type(error).__name__, error, text)
 
 
 def log_every_n_steps(trainer: Any) -> int:
@@ -83,7 +88,7 @@ def planned_steps(trainer: Any) -> int | None:
 
 def has_grad_scaler(trainer: Any) -> bool:
     """Whether steps with non-finite gradients are skipped by a GradScaler, which is how it finds its scale."""
-    return getattr(trainer.precision_plugin, "scaler", None) is not None
+    return bool(getattr(getattr(trainer.precision_plugin, "scaler", None), "_enabled", False))
 
 
 def loss_scale(trainer: Any) -> Tensor | None:
@@ -98,6 +103,15 @@ def loss_scale(trainer: Any) -> Tensor | None:
 def gradient_scale(trainer: Any, optimizer: Any) -> Tensor | None:
     """Return the factor still in the gradients at ``on_before_optimizer_step``, or ``None``.
 
-    Fused optimizers unscale inside their own step, so Lightning leaves the gradients scaled for them.
+    Fused optimizers unscale inside their own step, so Lightning leaves the gradients scaled for them; and it leaves
+    them scaled where the last ``training_step`` of an accumulation window returned ``None``.
     """
-    return loss_scale(trainer) if getattr(optimizer, "_step_supports_amp_scaling", False) else None
+    states = getattr(getattr(trainer.precision_plugin, "scaler", None), "_per_optimizer_states", {})
+    stage = states.get(id(optimizer), {}).get("stage")
+    return None if getattr(stage, "name", "") == "UNSCALED" else loss_scale(trainer)
+
+
+def _printable(text: str) -> str:
+    """Return the text with what the console's encoding lacks written as escapes."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_weightwatch import figures
-from lightning_weightwatch.callbacks._gradient_page import numbered
 from lightning_weightwatch.callbacks._guard import attempt
+from lightning_weightwatch.callbacks._names import numbered
 from lightning_weightwatch.parameters import Parameter
 from lightning_weightwatch.sinks import Histogram, Sinks
 from lightning_weightwatch.stats import histogram
@@ -41,6 +41,7 @@ class WeightPages:
     ) -> None:
         self._sinks, self._prefix, self._axes = sinks, prefix, axes
         self._told: set[str] = set()
+        self._sizes = {p.name: p.numel for p in parameters}
         self._tags = dict(zip([p.name for p in parameters], numbered([p.name for p in parameters]), strict=True))
 
     def weights(self, counts: Mapping[str, Array], step: int) -> None:
@@ -102,7 +103,8 @@ class WeightPages:
             if nonfinite:
                 marks[self._tag(f"{what}_nonfinite", name)] = nonfinite
             if zeros and total:
-                marks[self._tag(f"{what}_zero_share", name)] = zero / total
+                unstored = max(self._sizes[name] - total, 0)  # a sparse gradient stores no zeros
+                marks[self._tag(f"{what}_zero_share", name)] = (zero + unstored) / (total + unstored)
         self._sinks.scalars(marks, step, detail=True)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +17,16 @@ import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_weightwatch import _arguments
+from lightning_weightwatch import _arguments, reduce
 from lightning_weightwatch.callbacks import _trainer
 from lightning_weightwatch.callbacks._gradient_page import GradientPage
-from lightning_weightwatch.callbacks._guard import deferred, guarded, meeting
-from lightning_weightwatch.callbacks._names import select_or_warn
+from lightning_weightwatch.callbacks._guard import attempt, deferred, guarded, meeting
+from lightning_weightwatch.callbacks._names import select_or_warn, unmeasured
 from lightning_weightwatch.errors import UnhealthyRunError
 from lightning_weightwatch.evidence import Evidence, Watched
-from lightning_weightwatch.parameters import Parameter, as_wholes, describe, named_tensors
+from lightning_weightwatch.parameters import ForwardOrder, Parameter, as_wholes, describe, named_tensors
 from lightning_weightwatch.recorder import Gathered, GradientRecorder, LossMeter
-from lightning_weightwatch.rules import Finding, Ledger, Rule, all_rules, first_cause, judge
+from lightning_weightwatch.rules import Finding, Ledger, Rule, all_rules, first_cause, judge, listed
 from lightning_weightwatch.sinks import files, log
 
 _ME = "GradientHealthMonitor"
@@ -58,7 +59,8 @@ class GradientHealthMonitor(pl.Callback):
     happen, so that a crash loses none.
 
     Args:
-        every_n_steps: Read what was measured, judge and log every so many optimizer steps. Every step is measured.
+        every_n_steps: Read what was measured, judge and log every so many optimizer steps, but no more seldom than
+            twice in a ``window``. Every step is measured.
         include: Watch parameters whose name matches one of these shell-style patterns.
         exclude: Of those, leave out the ones that match one of these.
         rules: The rules to judge by; all of ``lightning_weightwatch.rules`` if not given.
@@ -106,7 +108,13 @@ class GradientHealthMonitor(pl.Callback):
         self.failure: Exception | None = None
         self._findings: list[Finding] = []
         self._ledger = Ledger()
+        self._unwritten: set[str] = set()
+        self._first_losses: list[float] = []
         self._fit = _Fit()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the running fit, for libraries that copy or pickle callbacks in the middle of it."""
+        return self.__dict__ | {"_fit": _Fit()}
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -119,25 +127,36 @@ class GradientHealthMonitor(pl.Callback):
         return first_cause(self._findings)
 
     @property
+    def _flush_every(self) -> int:
+        """Rules look back on ``window`` steps; what came before would never be judged."""
+        return int(min(self.every_n_steps, self.window // 2))
+
+    @property
     def state_key(self) -> str:
         """Two monitors of one Trainer must not log under one prefix, so the prefix tells their states apart."""
         return self._generate_state_key(prefix=self.prefix)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was told, so that a resumed run does not tell it again."""
-        return {"findings": [f.to_dict() for f in self._findings], "told": self._ledger.state_dict()}
+        """Return what was told, so that a resumed run does not tell it again, and the losses it is held against."""
+        watching = self._fit.watching
+        return {
+            "findings": [f.to_dict() for f in self._findings],
+            "told": self._ledger.state_dict(),
+            "first_losses": list(watching.evidence.first_losses if watching else self._first_losses),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what the earlier run told."""
         self._findings = [Finding.from_dict(plain) for plain in state_dict.get("findings", [])]
         self._ledger.load_state_dict(state_dict.get("told", {}))
+        self._first_losses = list(state_dict.get("first_losses", []))
 
-    @guarded
+    @deferred
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin anew, and note whole shapes before a strategy cuts them."""
         if stage == "fit":
             self._fit = _Fit(whole=describe(pl_module))
-            self._findings, self._ledger = [], Ledger()
+            self._findings, self._ledger, self._first_losses = [], Ledger(), []
 
     @guarded
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -155,14 +174,22 @@ class GradientHealthMonitor(pl.Callback):
 
     @deferred
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Note the loss."""
-        self._fit.losses.add(_trainer.log_step(trainer), loss, _trainer.loss_scale(trainer))
+        """Note the loss; before the first backward pass, begin to listen for the order it reaches parameters in."""
+        if self._fit.order is None:
+            self._fit.order = ForwardOrder(named_tensors(pl_module))
+        self._fit.losses.add(
+            _trainer.log_step(trainer),
+            loss,
+            scale=_trainer.loss_scale(trainer),
+            divided_by=trainer.accumulate_grad_batches,
+        )
 
     @guarded
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Measure this optimizer's gradients."""
+        self._fit.stop_listening()
         if self._fit.kind == "hidden":
             return
         if self._fit.watching is None or not self._fit.watching.recorder.covers(optimizer):
@@ -174,7 +201,7 @@ class GradientHealthMonitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Read, judge and tell, when it is due."""
-        if _trainer.log_step(trainer) + 1 - self._fit.flushed >= self.every_n_steps:
+        if _trainer.log_step(trainer) + 1 - self._fit.flushed >= self._flush_every:
             self._flush(trainer, pl_module)
 
     @guarded
@@ -184,21 +211,31 @@ class GradientHealthMonitor(pl.Callback):
         watching = self._fit.watching
         if watching is not None:
             watching.page.show(self._findings, last=True)
-            for name, reason in watching.recorder.unmeasured.items():
-                _trainer.tell(trainer, f"weightwatch: gradient of {name} not measured: {reason}.")
+            for line in unmeasured("gradients", self._fit.unmeasured | watching.recorder.unmeasured):
+                _trainer.tell(trainer, line)
+            self._tell_unseen(trainer, pl_module, watching)
         elif self._fit.kind != "hidden" and _trainer.log_step(trainer):
             _trainer.tell(trainer, "weightwatch: gradients not measured: no optimizer step was seen through Lightning.")
 
-    @guarded
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save what this process knows. Others may be gone, so nothing is merged; a shard alone tells nothing."""
-        watching = self._fit.watching
-        if watching is not None and self._fit.kind != "sharded" and not isinstance(exception, UnhealthyRunError):
-            self._learn(trainer, watching.recorder.gather(watching.recorder.drain(), agree=False))
-        self._fit = _Fit()
+        """Save what this process knows, and let go of the model."""
+        if not isinstance(exception, UnhealthyRunError):
+            self._save(trainer)
+        self._let_go()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the model."""
+        self._let_go()
+
+    @guarded
+    def _save(self, trainer: pl.Trainer) -> None:
+        """Judge what waits. Other processes may be gone, so nothing is merged; a shard alone tells nothing."""
+        watching = self._fit.watching
+        if watching is not None and self._fit.kind != "sharded":
+            self._learn(trainer, watching.recorder.gather(watching.recorder.drain(), agree=False))
+
+    def _let_go(self) -> None:
+        self._fit.stop_listening()
         self._fit = _Fit()
 
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
@@ -207,11 +244,16 @@ class GradientHealthMonitor(pl.Callback):
             self._flush(trainer, pl_module)
         chosen = meeting(self, lambda: self._choose(trainer, pl_module), pl_module.device)
         recorder = GradientRecorder(
-            chosen, named_tensors(pl_module), rows=self.every_n_steps + 1, sharded=self._fit.kind == "sharded"
+            chosen, named_tensors(pl_module), rows=self._flush_every + 1, sharded=self._fit.kind == "sharded"
         )
-        recorder.accept(optimizer)
-        watched = [Watched(p.name, p.numel, p.is_matrix) for p in chosen]
+        for known in (*trainer.optimizers, optimizer):
+            recorder.accept(known)
+        places = self._fit.order.places([p.name for p in chosen]) if self._fit.order else {}
+        watched = [Watched(p.name, p.numel, p.is_matrix, places.get(p.name, 0)) for p in chosen]
         evidence = Evidence(watched, window=self.window, scaled_loss=_trainer.has_grad_scaler(trainer))
+        evidence.first_losses = list(self._first_losses)
+        if self._fit.watching is not None:
+            evidence.take_over(self._fit.watching.evidence)
         page = GradientPage(
             _trainer.sinks_of(trainer),
             self.prefix,
@@ -226,9 +268,10 @@ class GradientHealthMonitor(pl.Callback):
         if self._fit.kind == "sharded":
             tensors, flat = named_tensors(pl_module), _trainer.makes_flat_shards(trainer)
             described = as_wholes(described, self._fit.whole, tensors, flat=flat)
-        known = {p.name: p for p in described if p.unmeasurable is None}
-        names = select_or_warn(_ME, known, self.include, self.exclude)
-        return [known[name] for name in names]
+        known = {p.name: p for p in described}
+        chosen = [known[name] for name in select_or_warn(_ME, known, self.include, self.exclude)]
+        self._fit.unmeasured = {p.name: p.unmeasurable for p in chosen if p.unmeasurable}
+        return [p for p in chosen if p.unmeasurable is None]
 
     @deferred
     def _record(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
@@ -242,19 +285,23 @@ class GradientHealthMonitor(pl.Callback):
         if self._fit.watching is not None:
             recorder = self._fit.watching.recorder
             rows = meeting(self, recorder.drain, pl_module.device)
-            self._learn(trainer, recorder.gather(rows, agree=True))
+            news = self._learn(trainer, recorder.gather(rows, agree=True)) or ()
+            self._act(trainer, pl_module, news)
 
-    def _learn(self, trainer: pl.Trainer, gathered: Gathered) -> None:
-        """Remember, judge, show, tell, act."""
+    @deferred
+    def _learn(self, trainer: pl.Trainer, gathered: Gathered) -> Sequence[Finding]:
+        """Remember, judge, show, tell; return what is new."""
         watching = self._fit.watching
         if watching is None or not gathered.steps:
-            return
+            return ()
         watching.remember(gathered)
+        watched = enumerate(watching.recorder.parameters)
+        self._fit.seen.update(p.name for i, p in watched if gathered.measured[:, i].any())
         news = self._judge(watching.evidence)
         self._findings += news
         watching.page.show(self._findings, news=bool(news))
         self._tell(trainer, news)
-        self._act(trainer, news)
+        return news
 
     def _judge(self, evidence: Evidence) -> tuple[Finding, ...]:
         findings, failed = judge(self.rules, evidence)
@@ -265,18 +312,31 @@ class GradientHealthMonitor(pl.Callback):
 
     def _tell(self, trainer: pl.Trainer, news: Sequence[Finding]) -> None:
         for finding in news:
-            if trainer.is_global_zero and self._fit.folder is not None:
-                files.append_line(self._fit.folder / "findings.jsonl", finding.to_dict())
+            # One process does this, so a failure must not switch it off: the others would wait at the next meeting.
+            attempt("Writing a finding", partial(self._write, trainer, finding), self._unwritten)
             if finding.severity != "info":
                 _trainer.tell(trainer, f"weightwatch: {finding}")
 
-    def _act(self, trainer: pl.Trainer, news: Sequence[Finding]) -> None:
-        """Do what the user asked for; the findings are the same on all ranks, and so is this."""
+    def _write(self, trainer: pl.Trainer, finding: Finding) -> None:
+        if trainer.is_global_zero and self._fit.folder is not None:
+            files.append_line(self._fit.folder / "findings.jsonl", finding.to_dict())
+
+    def _tell_unseen(self, trainer: pl.Trainer, pl_module: pl.LightningModule, watching: _Watching) -> None:
+        """Say which parameters never had a gradient: unused ones, or ones stepped behind Lightning's back."""
+        waiting = {name for name, tensor in named_tensors(pl_module).items() if tensor.requires_grad}
+        unseen = [p.name for p in watching.recorder.parameters if p.name in waiting - self._fit.seen]
+        if unseen:
+            who = f"{listed(unseen)} (unused, or stepped without Lightning)"
+            _trainer.tell(trainer, f"weightwatch: gradients not measured: none was seen of {who}.")
+
+    def _act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, news: Sequence[Finding]) -> None:
+        """Do what the user asked for on all ranks, if one has a critical finding."""
         critical = next((f for f in news if f.severity == "critical"), None)
-        if critical is not None and self.action == "raise":
-            raise UnhealthyRunError(str(critical))
-        if critical is not None and self.action == "stop":
-            trainer.should_stop = True
+        if self.action == "warn" or not reduce.anyone(critical is not None, pl_module.device):
+            return
+        if self.action == "raise":
+            raise UnhealthyRunError(str(critical or "A critical finding on another process."))
+        trainer.should_stop = True
 
 
 @dataclass
@@ -304,7 +364,15 @@ class _Fit:
     folder: Path | None = None
     flushed: int = 0
     losses: LossMeter = field(default_factory=LossMeter)
+    seen: set[str] = field(default_factory=set)
+    unmeasured: dict[str, str] = field(default_factory=dict)
+    order: ForwardOrder | None = None
     watching: _Watching | None = None
+
+    def stop_listening(self) -> None:
+        """Take the hooks of the first backward pass away."""
+        if self.order is not None:
+            self.order.stop()
 
 
 def _rules(rules: Sequence[Rule] | None) -> tuple[Rule, ...]:

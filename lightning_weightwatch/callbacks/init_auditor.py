@@ -89,10 +89,8 @@ class InitAuditor(pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """Two auditors of one Trainer look at different parameters or log under different prefixes."""
-        return self._generate_state_key(
-            include=self.include, exclude=self.exclude, on_finding=self.on_finding, prefix=self.prefix
-        )
+        """Two auditors of one Trainer must not log under one prefix, so the prefix tells their states apart."""
+        return self._generate_state_key(prefix=self.prefix)
 
     @deferred
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

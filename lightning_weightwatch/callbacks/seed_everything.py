@@ -29,8 +29,11 @@ class SeedEverything(pl.Callback):
 
     It seeds **when it is constructed**, since weights made in ``LightningModule.__init__`` are drawn before any hook
     runs, and again in ``setup`` of every fit, so that nothing drawn in between (a data module's split, another model)
-    moves the order of the batches. Construct it before the model; if the model is older, that is said. LightningCLI
-    does so by itself. In a script where the Trainer comes last, call ``lightning_weightwatch.seed(42)`` at the top.
+    moves the order of the batches. The fit draws from a stream of its own that follows from the seed, so that a layer
+    made in ``configure_model`` is not the twin of one made in ``__init__``.
+
+    Construct it before the model; if the model is older, that is said. LightningCLI does so by itself. In a script
+    where the Trainer comes last, call ``lightning_weightwatch.seed(42)`` at the top.
 
     What is promised: with the same seed, software, hardware and number of processes, a fit from the start draws the
     same random numbers. What is not: a fit resumed from a checkpoint is seeded like a new one. It can be repeated, but
@@ -69,7 +72,7 @@ class SeedEverything(pl.Callback):
         ValueError: If the seed is out of range, or ``deterministic`` is none of the three.
 
     Example:
-        >>> SeedEverything(42).report.seed  # doctest: +SKIP
+        >>> SeedEverything(42).report.seed
         42
         >>> SeedEverything(-1)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
@@ -155,7 +158,7 @@ class SeedEverything(pl.Callback):
         return since, "PL_GLOBAL_SEED"
 
     def _begin(self, model: nn.Module, seed: int, source: Source) -> None:
-        self._environment = self._environment | seeding.sow(seed, workers=self.workers)
+        self._environment = self._environment | seeding.sow(seed, workers=self.workers, stream="fit")
         self._restore()
         decided = torch.are_deterministic_algorithms_enabled()
         self._flags = seeding.make_deterministic(False if decided else self.deterministic)

@@ -11,14 +11,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_weightwatch import _arguments, reduce
 from lightning_weightwatch.callbacks import _trainer
 from lightning_weightwatch.callbacks._cadence import Cadence
-from lightning_weightwatch.callbacks._guard import guarded, meeting
-from lightning_weightwatch.callbacks._names import select_or_warn
+from lightning_weightwatch.callbacks._guard import deferred, guarded, meeting
+from lightning_weightwatch.callbacks._names import select_or_warn, unmeasured
 from lightning_weightwatch.callbacks._weight_pages import Array, WeightPages
 from lightning_weightwatch.parameters import (
     Parameter,
@@ -99,6 +99,10 @@ class WeightHistogramLogger(pl.Callback):
         self._axes: dict[str, list[float]] = {}
         self._fit = _Fit()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the running fit, for libraries that copy or pickle callbacks in the middle of it."""
+        return self.__dict__ | {"_fit": _Fit()}
+
     @property
     def state_key(self) -> str:
         """Two loggers of one Trainer must not log under one prefix, so the prefix tells their states apart."""
@@ -112,7 +116,7 @@ class WeightHistogramLogger(pl.Callback):
         """Take over the axes of the earlier run."""
         self._axes = {name: list(ends) for name, ends in state_dict.get("axes", {}).items()}
 
-    @guarded
+    @deferred
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin anew, and note whole shapes before a strategy cuts them."""
         if stage == "fit":
@@ -127,7 +131,10 @@ class WeightHistogramLogger(pl.Callback):
         fit.active = kind != "hidden" and (bool(fit.sinks) or fit.sharded)
         planned = _trainer.planned_steps(trainer)
         least = self.every_n_steps or _trainer.log_every_n_steps(trainer)
-        fit.histograms = Cadence(points=_HISTOGRAMS, least=least, planned=1 if self.every_n_steps else planned)
+        if self.every_n_steps is None:  # one point is kept for the weights as they are left
+            fit.histograms = Cadence(points=_HISTOGRAMS - 1, least=least, planned=planned)
+        else:
+            fit.histograms = Cadence.every(self.every_n_steps)
         fit.pictures = Cadence(points=_PICTURES - 1, least=_PICTURE_COST * least, planned=planned)
 
     @guarded
@@ -137,7 +144,7 @@ class WeightHistogramLogger(pl.Callback):
         """Log weights before the step, when it is due."""
         fit, step = self._fit, _trainer.log_step(trainer)
         if fit.active and fit.histograms.due(step):
-            fit.gradients_due = step
+            fit.gradients_due, fit.counted = step, set()
             self._log_weights(pl_module, step, pictures=fit.pictures.due(step))
 
     @guarded
@@ -146,11 +153,10 @@ class WeightHistogramLogger(pl.Callback):
     ) -> None:
         """Log this optimizer's gradients, when they are due."""
         fit, step = self._fit, _trainer.log_step(trainer)
-        key = (step, id(optimizer))
         # LBFGS calls this up to twenty times per step, from points that its line search rejects.
-        if not fit.active or not self.gradients or step != fit.gradients_due or key == fit.last_gradients:
+        if not fit.active or not self.gradients or step != fit.gradients_due or id(optimizer) in fit.counted:
             return
-        fit.last_gradients = key
+        fit.counted.add(id(optimizer))
         mine = {id(p) for p in owned(optimizer)}
         tensors = {name: p for name, p in named_tensors(pl_module).items() if id(p) in mine}
         names = [name for name in self._chosen(pl_module) if name in tensors]
@@ -165,6 +171,8 @@ class WeightHistogramLogger(pl.Callback):
         if self._fit.active:
             self._log_weights(pl_module, _trainer.log_step(trainer), pictures=True)
             self._fit.sinks.flush()
+            for line in unmeasured("weights and gradients", self._fit.unmeasured):
+                _trainer.tell(trainer, line)
 
     @guarded
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -177,14 +185,18 @@ class WeightHistogramLogger(pl.Callback):
         self._fit = _Fit()
 
     def _chosen(self, pl_module: pl.LightningModule) -> dict[str, Parameter]:
-        """Return what is logged; described anew when parameters have come or gone."""
-        fit = self._fit
-        if fit.described.keys() != named_tensors(pl_module).keys():
-            tensors, described = named_tensors(pl_module), describe(pl_module)
+        """Return what is logged; described anew when parameters have come or gone, or lazy ones have got a shape."""
+        fit, tensors = self._fit, named_tensors(pl_module)
+        layout = {name: nn.parameter.is_lazy(tensor) for name, tensor in tensors.items()}
+        if fit.layout != layout:
+            fit.layout, described = layout, describe(pl_module)
             if fit.sharded:
                 described = as_wholes(described, fit.whole, tensors, flat=fit.flat)
-            fit.described = {p.name: p for p in described if p.name in tensors}
-            fit.chosen = select_or_warn(_ME, fit.described, self.include, self.exclude)
+                fit.unmeasured = {p.name: p.unmeasurable for p in described if p.unmeasurable}
+                described = tuple(p for p in described if p.unmeasurable is None)
+            before, fit.described = fit.described, {p.name: p for p in described if p.name in tensors}
+            if before.keys() != fit.described.keys():
+                fit.chosen = select_or_warn(_ME, fit.described, self.include, self.exclude)
             fit.pages = None
         return {name: fit.described[name] for name in fit.chosen}
 
@@ -234,13 +246,15 @@ class _Fit:
     active: bool = False
     sharded: bool = False
     flat: bool = False
-    histograms: Cadence = field(default_factory=lambda: Cadence(points=1, least=1, planned=None))
-    pictures: Cadence = field(default_factory=lambda: Cadence(points=1, least=1, planned=None))
+    histograms: Cadence = field(default_factory=lambda: Cadence.every(1))
+    pictures: Cadence = field(default_factory=lambda: Cadence.every(1))
+    layout: dict[str, bool] = field(default_factory=dict)
     described: dict[str, Parameter] = field(default_factory=dict)
     chosen: list[str] = field(default_factory=list)
+    unmeasured: dict[str, str] = field(default_factory=dict)
     pages: WeightPages | None = None
     gradients_due: int = -1
-    last_gradients: tuple[int, int] = (-1, -1)
+    counted: set[int] = field(default_factory=set)
 
 
 def _local_counts(held: Sequence[Tensor], tensors: Sequence[Tensor | None], scale: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ from lightning_weightwatch.rules._base import SEVERITIES, Finding, Rule, Severit
 from lightning_weightwatch.rules._judge import judge
 from lightning_weightwatch.rules._ledger import Ledger, first_cause
 from lightning_weightwatch.rules._profile import Profile, depth_profile
+from lightning_weightwatch.rules._words import listed
 
 __all__ = [
     "SEVERITIES",
@@ -25,6 +26,7 @@ __all__ = [
     "depth_profile",
     "first_cause",
     "judge",
+    "listed",
 ]
 
 

@@ -42,7 +42,8 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values that ``json`` and a checkpoint take."""
-        return asdict(self) | {"parameters": list(self.parameters)}
+        numbers = {name: _native(getattr(self, name)) for name in ("step", "since_step", "value", "limit")}
+        return asdict(self) | numbers | {"parameters": list(self.parameters)}
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Finding:
@@ -54,6 +55,11 @@ class Finding:
     def __str__(self) -> str:
         """One readable line."""
         return f"{self.severity.upper()} at step {self.step}: {self.rule}. {self.saw} Try first: {self.try_first}"
+
+
+def _native(number: Any) -> Any:
+    """Return Python's number for NumPy's, which a user's rule may give and a checkpoint would not load."""
+    return number.item() if hasattr(number, "item") else number
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ CAUSE_BEFORE_SYMPTOM = (
     "constant_weights",
     "exploding_gradients",
     "vanishing_gradients",
+    "non_finite_loss",
     "non_finite_gradients",
 )
 

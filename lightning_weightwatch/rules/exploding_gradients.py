@@ -21,7 +21,8 @@ Limits:
         converged. Our choice.
     level: 1e4. Healthy runs began at 390 at most (targets in large units); exploding ones reached up to 1e12.
     decades: 3. Healthy depth profiles stayed within 1.8.
-    r_squared: 0.55, and at least ``matrices`` (5) matrices: one odd layer among five explains half of a line.
+    r_squared: 0.55, of at least ``matrices`` (5) matrices, and more than a single step between two levels explains:
+        neither an odd layer nor two networks side by side are a trend. Our choice.
     steps: 10, so that a single batch decides nothing. Our choice.
     falling: 0.9. The loss counts as falling once it is below nine tenths of its start. Our choice.
 
@@ -78,7 +79,7 @@ def check(
     forms = (
         _grown(evidence, growth, steps),
         _high(evidence, level, steps),
-        _steep(profile, decades) if profile is not None and profile.r_squared > r_squared else None,
+        _steep(profile, decades) if profile and profile.is_trend and profile.r_squared > r_squared else None,
     )
     yield from [form for form in forms if form is not None][:1]
 

@@ -17,7 +17,8 @@ When it is not a problem:
 
 Limits:
     decades: 3. Healthy networks of many kinds stayed within 1.8, deep sigmoid networks reached 6.4.
-    r_squared: 0.55, and at least ``matrices`` (5) matrices: one odd layer among five explains half of a line.
+    r_squared: 0.55, of at least ``matrices`` (5) matrices, and more than a single step between two levels explains:
+        neither an odd layer nor two networks side by side are a trend. Our choice.
     steps: 20 steps make a median that a single batch cannot move. Our choice.
     zero_steps: 30, counted after the first ``settle`` (10) steps: no healthy run had a matrix at zero that long.
     falling: 0.9. The loss counts as falling once it is below nine tenths of its start. Our choice.
@@ -72,7 +73,7 @@ def check(
     """Look at the depth profile, then for blocked matrices."""
     learning = evidence.loss_ratio() < falling
     profile = depth_profile(evidence, steps=steps, matrices=matrices)
-    if profile is not None and profile.decades > decades and profile.r_squared > r_squared:
+    if profile is not None and profile.is_trend and profile.decades > decades and profile.r_squared > r_squared:
         yield from _fading(profile, decades, "info" if learning else "warning")
     yield from _blocked(evidence, zero_steps, settle, "warning" if learning else "critical")
 

@@ -21,8 +21,19 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write one JSON object, replacing what was there."""
-    _write(path, json.dumps(_plain(record), allow_nan=False, indent=1) + "\n", mode="w")
+    """Write one JSON object in place of what was there; a crash in the middle leaves what was there."""
+    beside = path.with_name(path.name + ".part")
+    _write(path, json.dumps(_plain(record), allow_nan=False, indent=1) + "\n", mode="w", by_way_of=beside)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file; empty where there is none or it cannot be read."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, json.JSONDecodeError) as error:
+        log.warning("%s cannot be read and is left out: %s", path, error)
+        record = {}
+    return record if isinstance(record, dict) else {}
 
 
 def set_aside(path: Path) -> None:
@@ -45,11 +56,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _write(path: Path, text: str, *, mode: str) -> None:
+def _write(path: Path, text: str, *, mode: str, by_way_of: Path | None = None) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open(mode, encoding="utf-8") as file:
+        with (by_way_of or path).open(mode, encoding="utf-8") as file:
             file.write(text)
+        if by_way_of is not None:
+            by_way_of.replace(path)
     except OSError as error:
         log.warning("Could not write %s: %s", path, error)
 

@@ -264,9 +264,9 @@ def test_it_can_be_pickled_and_copied_before_and_after_a_fit(tmp_path):
     assert auditor.state_dict() == {}
 
 
-def test_two_auditors_have_states_of_their_own():
-    keys = {InitAuditor().state_key, InitAuditor(prefix="gan").state_key, InitAuditor(include=["a.*"]).state_key}
-    assert len(keys) == 3
+def test_two_auditors_of_two_prefixes_have_states_of_their_own():
+    assert InitAuditor().state_key != InitAuditor(prefix="gan").state_key
+    assert InitAuditor().state_key == InitAuditor(include=["a.*"]).state_key
 
 
 PATTERNS = (

@@ -192,18 +192,37 @@ def test_it_seeds_when_constructed_so_weights_are_those_of_the_seed():
     assert torch.equal(Tiny().weights(), expected)
 
 
-def test_the_fit_begins_with_the_seed_whatever_was_drawn_before(tmp_path):
-    torch.manual_seed(42)
-    expected = torch.rand(3)
-
+def heard_at_the_fit(folder, seed, draws):
     class Listener(pl.Callback):
         def setup(self, trainer, pl_module, stage):
             self.heard = torch.rand(3)
 
-    callback, listener = SeedEverything(42), Listener()
-    torch.rand(7)
-    fit(Tiny(), callback, listener, default_root_dir=tmp_path)
-    assert torch.equal(listener.heard, expected)
+    callback, listener = SeedEverything(seed), Listener()
+    torch.rand(draws)
+    fit(Tiny(), callback, listener, default_root_dir=folder)
+    return listener.heard
+
+
+def test_the_fit_begins_alike_whatever_was_drawn_before(tmp_path):
+    assert torch.equal(heard_at_the_fit(tmp_path, 42, draws=7), heard_at_the_fit(tmp_path, 42, draws=0))
+    assert not torch.equal(heard_at_the_fit(tmp_path, 42, draws=7), heard_at_the_fit(tmp_path, 43, draws=7))
+
+
+def test_a_layer_made_in_configure_model_is_not_the_twin_of_one_made_in_init(tmp_path):
+    """The fit was seeded with the seed itself, and replayed what the weights had been drawn from."""
+
+    class Later(Tiny):
+        def configure_model(self):
+            self.later = nn.Linear(4, 4)
+
+    callback = SeedEverything(42)
+    model = Later()
+    first = [p.detach().clone() for p in model.parameters()]
+    fit(model, callback, default_root_dir=tmp_path, max_steps=0)
+    torch.manual_seed(42)
+    twin = nn.Linear(4, 4).weight
+    assert not torch.equal(model.later.weight, twin)
+    assert all(p.shape != twin.shape or not torch.equal(p, model.later.weight) for p in first)
 
 
 def test_two_runs_are_equal_to_the_bit_and_another_seed_is_not(tmp_path):
