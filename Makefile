@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check docs clean help
+.PHONY: demo test check docs clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -22,9 +22,6 @@ demo: $(VENV)/.demo  ## train a healthy and a sick network on real digits, watch
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.test  ## the whole test suite, under 8 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow"
-
-test-all: $(VENV)/.test  ## with the long matrices
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.test  ## format, lint, types

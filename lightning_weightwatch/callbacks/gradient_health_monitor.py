@@ -236,6 +236,8 @@ class GradientHealthMonitor(pl.Callback):
 
     def _let_go(self) -> None:
         self._fit.stop_listening()
+        if self._fit.watching is not None:
+            self._first_losses = list(self._fit.watching.evidence.first_losses)
         self._fit = _Fit()
 
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:

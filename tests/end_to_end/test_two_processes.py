@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lightning_weightwatch import GradientHealthMonitor, InitAuditor, SeedEverything, WeightHistogramLogger
 from lightning_weightwatch.rules import Finding, Rule
@@ -149,3 +150,79 @@ class FailsOnOneRank(GradientHealthMonitor):
 def test_a_failure_on_one_rank_switches_off_all_and_leaves_nobody_waiting(strategy: str, tmp_path: Path) -> None:
     run(strategy, [FailsOnOneRank(every_n_steps=2)], default_root_dir=tmp_path)
     assert [(tmp_path / f"off{rank}").read_text() for rank in range(2)] == ["True", "True"]
+
+
+class IllOnOneRank(truth.Model):
+    """A bias that DDP is told to leave alone, whose gradient is NaN on the second process only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ddp_params_and_buffers_to_ignore = ["net.4.bias"]
+
+    def on_after_backward(self) -> None:
+        if self.global_rank == 1 and self.trainer.global_step == 4:
+            self.net[4].bias.grad.fill_(float("nan"))
+
+
+class Scribe(GradientHealthMonitor):
+    """Leaves what each process found."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        told = json.dumps([f.to_dict() for f in self.findings])
+        (Path(trainer.default_root_dir) / f"told{trainer.global_rank}").write_text(told)
+
+
+@pytest.mark.parametrize("action", ["warn", "stop"])
+def test_an_illness_of_one_rank_is_told_on_all_and_nobody_waits(action: str, tmp_path: Path) -> None:
+    """It was told by its own process only, and with "stop" that process alone left: the others waited for ever."""
+    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
+    options = {"strategy": strategy, "devices": 2, "max_epochs": 1, "use_distributed_sampler": False}
+    fits.trainer([Scribe(every_n_steps=2, action=action)], default_root_dir=tmp_path, **options).fit(IllOnOneRank())
+    told = [json.loads((tmp_path / f"told{rank}").read_text()) for rank in range(2)]
+    assert told[0] == told[1]
+    assert (told[0][0]["rule"], told[0][0]["since_step"]) == ("non_finite_gradients", 4)
+    assert told[0][0]["parameters"] == ["net.4.bias"]
+
+
+class Flat(FSDPStrategy):
+    """FSDP of the first generation in forked processes on a CPU, which Lightning refuses to the class itself."""
+
+    def _configure_launcher(self) -> None:
+        self._launcher = _Forked(self, start_method="fork")
+
+    def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        self.kwargs["device_id"] = torch.device("cpu")
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+
+
+class MadeLate(truth.Model):
+    """Its network is made in ``configure_model``, after the callbacks could note whole shapes."""
+
+    def __init__(self) -> None:
+        pl.LightningModule.__init__(self)
+
+    def configure_model(self) -> None:
+        if not hasattr(self, "net"):
+            self.net = truth.network()
+
+
+@pytest.mark.filterwarnings("ignore:.*FSDP.*")
+@pytest.mark.filterwarnings("ignore:.*NO_SHARD.*")
+@pytest.mark.parametrize("made_late", [False, True])
+def test_flat_shards_never_pass_for_wholes(made_late: bool, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """Histograms of a network made in ``configure_model`` counted one process's share, and nothing was said."""
+    watchers = [Scribe(rules=[truth.spy(tmp_path)]), WeightHistogramLogger(every_n_steps=1)]
+    options = {"devices": 2, "max_epochs": 1, "use_distributed_sampler": False, "logger": TensorBoardLogger(tmp_path)}
+    fits.trainer(watchers, strategy=Flat(process_group_backend="gloo"), **options).fit(
+        MadeLate() if made_late else truth.Model()
+    )
+    counted = events.read(tmp_path).histograms("health.weight_hist/00 net.0.weight")
+    said = capfd.readouterr().out
+    if made_late:
+        assert not counted
+        assert "gradients not measured (cut into shards before its whole shape could be noted), 6 of them" in said
+        assert "weights and gradients not measured (cut into shards" in said
+    else:
+        assert counted[0].num == 35
+        np.testing.assert_allclose(np.load(tmp_path / "rank0.npz")["norms"], truth.gradient_norms()[0], rtol=1e-5)

@@ -1,0 +1,145 @@
+"""What the gradient monitor sees, when it tells it, and what it does then."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+
+from lightning_weightwatch import GradientHealthMonitor
+from lightning_weightwatch.errors import UnhealthyRunError
+from lightning_weightwatch.rules import Rule, all_rules
+from lightning_weightwatch.sinks.files import read_lines
+from tests.helpers import events, fits, nets
+
+
+class Backwards(nets.Net):
+    """Ten sigmoid layers, registered from the last to the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ModuleList([nn.Linear(16, 16) for _ in range(9)] + [nn.Linear(8, 16)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in reversed(self.body):
+            x = torch.sigmoid(layer(x))
+        return self.head(x)
+
+
+class NaNOnce(nets.Net):
+    """The gradient of the head's bias is NaN at one step, and is taken back before the step."""
+
+    at = 13
+
+    def on_after_backward(self) -> None:
+        if self.trainer.global_step == self.at:
+            self.head.bias.grad.fill_(float("nan"))
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        self.head.bias.grad.nan_to_num_(0.0)
+
+
+def test_healthy_training_is_silent(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    monitor = GradientHealthMonitor()
+    fits.fit(nets.Net, [monitor], max_epochs=10, default_root_dir=tmp_path)
+    assert monitor.findings == ()
+    assert monitor.first_cause is None
+    assert "weightwatch" not in capsys.readouterr().out
+    assert not (tmp_path / "weightwatch").exists()
+
+
+@pytest.mark.parametrize(("net", "first"), [(nets.DeepSigmoid, "body.0.weight"), (Backwards, "body.9.weight")])
+def test_vanishing_gradients_are_told_by_the_order_of_the_forward_pass(net: type, first: str) -> None:
+    """A network registered backwards was told to have exploding gradients."""
+    monitor = GradientHealthMonitor()
+    fits.fit(net, [monitor], max_epochs=6)
+    assert monitor.first_cause.rule == "vanishing_gradients"
+    assert monitor.first_cause.parameters[0] == first
+    assert monitor.first_cause.step < 50
+
+
+def test_a_finding_is_printed_and_written_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    fits.fit(nets.TurnsNaN, [GradientHealthMonitor()], max_epochs=6, default_root_dir=tmp_path)
+    (written,) = read_lines(tmp_path / "weightwatch" / "findings.jsonl")
+    assert (written["rule"], written["since_step"]) == ("non_finite_gradients", 3)
+    assert capsys.readouterr().out.count("CRITICAL at step 9: non_finite_gradients.") == 1
+
+
+def test_a_second_run_in_the_same_folder_does_not_mix_with_the_first(tmp_path: Path) -> None:
+    for _ in range(2):
+        fits.fit(nets.TurnsNaN, [GradientHealthMonitor()], default_root_dir=tmp_path)
+    assert len(read_lines(tmp_path / "weightwatch" / "findings.jsonl")) == 1
+    assert len(read_lines(tmp_path / "weightwatch" / "findings.jsonl.old")) == 1
+
+
+def test_a_nan_between_two_points_stays_in_the_curve(tmp_path: Path) -> None:
+    """The curve was drawn from the last step of each interval, and showed 0 throughout."""
+    fits.fit(NaNOnce, [GradientHealthMonitor(every_n_steps=10)], max_epochs=4, logger=TensorBoardLogger(tmp_path))
+    curve = events.read(tmp_path).scalars("health/non_finite_parameters")
+    assert curve[9] == 0
+    assert curve[19] == 1
+    assert curve[29] == 0
+
+
+def test_a_long_interval_does_not_push_steps_out_of_the_window() -> None:
+    """With 300 steps between two looks and a window of 50, a NaN at step 13 was never told."""
+    monitor = GradientHealthMonitor(every_n_steps=300, window=50)
+    fits.fit(NaNOnce, [monitor], max_epochs=40)
+    assert [(f.rule, f.since_step) for f in monitor.findings] == [("non_finite_gradients", 13)]
+
+
+def test_warn_trains_on() -> None:
+    trainer = fits.trainer([GradientHealthMonitor(every_n_steps=2)])
+    trainer.fit(nets.TurnsNaN())
+    assert trainer.global_step == 16
+
+
+def test_stop_ends_the_fit_in_good_order() -> None:
+    trainer = fits.trainer([GradientHealthMonitor(every_n_steps=2, action="stop")])
+    trainer.fit(nets.TurnsNaN())
+    assert trainer.global_step == 4
+    assert trainer.state.finished
+
+
+def test_raise_raises_and_the_finding_is_on_disk(tmp_path: Path) -> None:
+    monitor = GradientHealthMonitor(every_n_steps=2, action="raise")
+    with pytest.raises(UnhealthyRunError, match="non_finite_gradients"):
+        fits.fit(nets.TurnsNaN, [monitor], default_root_dir=tmp_path)
+    assert len(read_lines(tmp_path / "weightwatch" / "findings.jsonl")) == 1
+
+
+@pytest.mark.parametrize("action", ["stop", "raise"])
+def test_a_warning_ends_nothing(action: str) -> None:
+    trainer = fits.trainer([GradientHealthMonitor(action=action)], max_epochs=6)
+    trainer.fit(nets.DeepSigmoid())
+    assert trainer.global_step == 48
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_resumed_run_is_held_against_its_own_beginning(tmp_path: Path) -> None:
+    """After a resume the loss of a converged run counted as its start, and so as not falling."""
+    saver = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=16)
+    fits.fit(nets.Net, [GradientHealthMonitor(), saver], enable_checkpointing=True)
+    first = GradientHealthMonitor()
+    fits.fit(nets.Net, [first], max_epochs=1)
+    resumed = GradientHealthMonitor()
+    fits.trainer([resumed], max_epochs=4).fit(nets.Net(), ckpt_path=next(tmp_path.glob("*.ckpt")))
+    assert resumed.state_dict()["first_losses"] == first.state_dict()["first_losses"] != []
+
+
+def test_a_rule_of_the_users_that_fails_is_left_out_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(evidence: Any) -> Any:
+        raise KeyError("theirs")
+
+    monitor = GradientHealthMonitor(rules=[Rule("mine", fails), *all_rules("gradients").values()])
+    fits.fit(nets.TurnsNaN, [monitor], max_epochs=4)
+    assert [f.rule for f in monitor.findings] == ["non_finite_gradients"]
+    assert sum("The rule mine failed" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_a_pattern_that_matches_nothing_names_its_neighbours(caplog: pytest.LogCaptureFixture) -> None:
+    fits.fit(nets.Net, [GradientHealthMonitor(include=["bodi.*", "head.*"])])
+    assert "no parameter matches 'bodi.*'. Nearest: body." in caplog.text
