@@ -51,9 +51,17 @@ def makes_flat_shards(trainer: Any) -> bool:
 
 
 def evidence_folder(trainer: Any) -> Path | None:
-    """Return ``<log_dir>/weightwatch``, or ``None`` in a ``fast_dev_run``. A collective: all ranks must ask."""
+    """Return ``<log_dir>/weightwatch``, or ``None`` in a ``fast_dev_run`` and where the logs lie on no local disk.
+
+    A collective: all ranks must ask.
+    """
     folder = trainer.log_dir
-    return None if folder is None or trainer.fast_dev_run else Path(folder) / "weightwatch"
+    if folder is None or trainer.fast_dev_run:
+        return None
+    if "://" in str(folder):
+        log.info("No files are written under %s, which is no local folder; loggers and console get everything.", folder)
+        return None
+    return Path(folder) / "weightwatch"
 
 
 def sinks_of(trainer: Any) -> Sinks:

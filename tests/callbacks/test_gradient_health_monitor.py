@@ -143,3 +143,11 @@ def test_a_rule_of_the_users_that_fails_is_left_out_and_the_others_go_on(caplog:
 def test_a_pattern_that_matches_nothing_names_its_neighbours(caplog: pytest.LogCaptureFixture) -> None:
     fits.fit(nets.Net, [GradientHealthMonitor(include=["bodi.*", "head.*"])])
     assert "no parameter matches 'bodi.*'. Nearest: body." in caplog.text
+
+
+def test_a_remote_folder_is_not_taken_for_a_local_one(tmp_path: Path) -> None:
+    """A folder named ``memory:`` appeared where the training was started."""
+    monitor = GradientHealthMonitor()
+    fits.fit(nets.TurnsNaN, [monitor], default_root_dir="memory://runs")
+    assert len(monitor.findings) == 1
+    assert list(tmp_path.iterdir()) == []
