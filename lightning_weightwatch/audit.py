@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_weightwatch import stats
+from lightning_weightwatch import _arguments, stats
 from lightning_weightwatch.parameters import Parameter, describe, named_tensors, values
 from lightning_weightwatch.rules import Finding, Severity, all_rules
 from lightning_weightwatch.sinks.tables import console_table, escape, markdown_table
@@ -137,13 +137,16 @@ def audit_init(model: nn.Module, batch: Any = None, loss_fn: Callable[[Any, Any]
         loss_fn: ``loss_fn(output, target)`` gives the initial loss.
 
     Raises:
-        TypeError: If ``loss_fn`` is given and ``batch`` is not a pair.
+        TypeError: If ``model`` is no module, or if ``loss_fn`` is given and ``batch`` is not a pair.
 
     Example:
         >>> report = audit_init(nn.Linear(64, 8, bias=False))
         >>> [(p.name, p.verdict, p.scheme) for p in report.parameters]
         [('weight', 'ok', 'PyTorch default (uniform ±1/sqrt(fan_in))')]
     """
+    if not isinstance(model, nn.Module):
+        remedy = "Pass the network itself, not its name, its class or its weights."
+        _arguments.refuse("audit_init", "model", model, "a torch.nn.Module", remedy, wrong_type=True)
     parameters = describe(model)
     measured = readouts(parameters, measure(parameters, named_tensors(model)))
     report = judge(parameters, measured)

@@ -5,7 +5,7 @@ They read ``Who(argument=value): expected what. Remedy.``
 
 import pytest
 
-from lightning_weightwatch import GradientHealthMonitor, WeightHistogramLogger, watch
+from lightning_weightwatch import GradientHealthMonitor, WeightHistogramLogger, audit_init, watch
 from lightning_weightwatch.rules import Rule
 
 MONITOR, HISTOGRAMS = GradientHealthMonitor, WeightHistogramLogger
@@ -62,3 +62,13 @@ def test_watch_refuses_a_seed_as_seed_everything_does(seed: object, error: type)
 def test_rules_of_ones_own_are_taken() -> None:
     rule = Rule(name="mine", check=lambda evidence: iter(()))
     assert GradientHealthMonitor(rules=[rule]).rules == (rule,)
+
+
+@pytest.mark.parametrize("model", ["model", None, dict])
+def test_audit_init_refuses_what_is_no_module(model: object) -> None:
+    with pytest.raises(TypeError) as raised:
+        audit_init(model)
+    assert str(raised.value) == (
+        f"audit_init(model={model!r}): expected a torch.nn.Module. "
+        "Pass the network itself, not its name, its class or its weights."
+    )

@@ -1,4 +1,4 @@
-"""Two real processes that train together, met at a file, kept for the whole session.
+"""Two real processes that train together, met at a file, kept for the whole test run.
 
 They are forked (a fresh interpreter would import torch for seconds), keep to one thread and run what they are asked to.
 """
