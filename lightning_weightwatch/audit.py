@@ -31,7 +31,7 @@ Readouts = Mapping[str, Mapping[str, float]]
 STATISTICS = ("moments", "extremes")
 _WORST_FIRST: tuple[Verdict, ...] = ("critical", "warning", "skipped", "note", "ok")
 _VERDICT_OF: dict[Severity, Verdict] = {"critical": "critical", "warning": "warning", "info": "note"}
-_COLUMNS = ("parameter", "shape", "kind", "scheme", "std", "expected", "verdict")
+_COLUMNS = ("parameter", "shape", "kind", "scheme", "mean", "std", "expected", "verdict")
 _ZEROS = "all zeros: right for the last layer of a residual branch, a head or LoRA's B; elsewhere gradients will tell"
 _UNKNOWN = "matches no known scheme: loaded, trained, or of the model's own making"
 
@@ -299,7 +299,7 @@ def _layer_and_role(name: str) -> tuple[str, str]:
 
 def _row(p: ParameterVerdict) -> list[str]:
     shape = " x ".join(map(str, p.shape))
-    return [p.name, shape, p.kind, p.scheme, _number(p.std), _number(p.expected_std), p.verdict]
+    return [p.name, shape, p.kind, p.scheme, _number(p.mean), _number(p.std), _number(p.expected_std), p.verdict]
 
 
 def _finite(value: float) -> float | None:

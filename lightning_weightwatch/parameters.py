@@ -148,7 +148,7 @@ class ForwardOrder:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._reached: list[str] = []
+        self._reached: dict[str, None] = {}  # in order; an accumulation window reaches each many times
         self._hooks = [
             tensor.register_post_accumulate_grad_hook(partial(self._note, name))
             for name, tensor in tensors.items()
@@ -164,7 +164,7 @@ class ForwardOrder:
     def places(self, names: Sequence[str]) -> dict[str, int]:
         """Return each name's place in the forward pass; one that was not reached follows the name before it."""
         wanted = set(names)
-        forward = [name for name in reversed(list(dict.fromkeys(self._reached))) if name in wanted]
+        forward = [name for name in reversed(self._reached) if name in wanted]
         behind: dict[str | None, list[str]] = {name: [] for name in (None, *forward)}
         before: str | None = None
         for name in names:
@@ -176,7 +176,7 @@ class ForwardOrder:
         return {name: place for place, name in enumerate(ordered)}
 
     def _note(self, name: str, _: Tensor) -> None:
-        self._reached.append(name)
+        self._reached.setdefault(name)
 
 
 def as_wholes(

@@ -372,7 +372,7 @@ def test_json():
 def test_table_is_worst_first_and_says_what_is_not_well():
     lines = str(ill()).splitlines()
     assert lines[0] == "Initial weights of 3 parameters: 1 critical, 1 skipped, 1 ok"
-    assert lines[1].split() == ["parameter", "shape", "kind", "scheme", "std", "expected", "verdict"]
+    assert lines[1].split() == ["parameter", "shape", "kind", "scheme", "mean", "std", "expected", "verdict"]
     assert [line.split()[0] for line in lines[3:6]] == ["1.weight", "2.weight", "0.weight"]
     assert lines[-2:] == [
         "critical 1.weight: 64 of 64 elements are NaN or Inf",
@@ -384,7 +384,7 @@ def test_markdown():
     page = [" ".join(line.split()) for line in ill().to_markdown().splitlines()]
     assert page[0] == "**Initial weights of 3 parameters: 1 critical, 1 skipped, 1 ok**"
     assert page[1].startswith("* CRITICAL at step 0: non_finite_weights.")
-    assert "| parameter | shape | kind | scheme | std | expected | verdict |" in page
+    assert "| parameter | shape | kind | scheme | mean | std | expected | verdict |" in page
     assert page[-3] == "| 1.weight | 8 x 8 | linear | unrecognised | - | 0.2041 | critical |"
 
 

@@ -74,6 +74,13 @@ def meeting(callback: Any, work: Callable[[], Result], device: torch.device) -> 
     return reduce.together(all_of_it, device)
 
 
+def settle(callback: Any) -> None:
+    """Report a deferred failure that no meeting followed, at the end of a fit, and switch the callback off."""
+    if callback.failure and not callback.broken:
+        callback.broken = True
+        _report(type(callback).__name__, callback.failure, "It is switched off.")
+
+
 def attempt(what: str, act: Callable[[], None], told: set[str]) -> None:
     """Show something; if it cannot be shown, say so once (``told`` remembers) and go on."""
     try:

@@ -41,6 +41,7 @@ class WeightPages:
     ) -> None:
         self._sinks, self._prefix, self._axes = sinks, prefix, axes
         self._told: set[str] = set()
+        self._marked: set[str] = set()
         self._sizes = {p.name: p.numel for p in parameters}
         self._tags = dict(zip([p.name for p in parameters], numbered([p.name for p in parameters]), strict=True))
 
@@ -100,8 +101,10 @@ class WeightPages:
         marks: dict[str, float] = {}
         for name, row in counts.items():
             nonfinite, zero, total = histogram.nonfinite_count(row), histogram.zero_count(row), row.sum()
-            if nonfinite:
-                marks[self._tag(f"{what}_nonfinite", name)] = nonfinite
+            tag = self._tag(f"{what}_nonfinite", name)
+            if nonfinite or tag in self._marked:  # a curve that has begun also shows the recovery
+                marks[tag] = nonfinite
+                self._marked.add(tag)
             if zeros and total:
                 unstored = max(self._sizes[name] - total, 0)  # a sparse gradient stores no zeros
                 marks[self._tag(f"{what}_zero_share", name)] = (zero + unstored) / (total + unstored)

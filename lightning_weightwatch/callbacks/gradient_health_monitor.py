@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from lightning_weightwatch import _arguments, reduce
 from lightning_weightwatch.callbacks import _trainer
 from lightning_weightwatch.callbacks._gradient_page import GradientPage
-from lightning_weightwatch.callbacks._guard import attempt, deferred, guarded, meeting
+from lightning_weightwatch.callbacks._guard import attempt, deferred, guarded, meeting, settle
 from lightning_weightwatch.callbacks._names import select_or_warn, unmeasured
 from lightning_weightwatch.errors import UnhealthyRunError
 from lightning_weightwatch.evidence import Evidence, Watched
@@ -201,6 +201,7 @@ class GradientHealthMonitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Read, judge and tell, when it is due."""
+        self._fit.stop_listening()  # where no optimizer steps through Lightning, nothing else would
         if _trainer.log_step(trainer) + 1 - self._fit.flushed >= self._flush_every:
             self._flush(trainer, pl_module)
 
@@ -235,6 +236,7 @@ class GradientHealthMonitor(pl.Callback):
             self._learn(trainer, watching.recorder.gather(watching.recorder.drain(), agree=False))
 
     def _let_go(self) -> None:
+        settle(self)
         self._fit.stop_listening()
         if self._fit.watching is not None:
             self._first_losses = list(self._fit.watching.evidence.first_losses)
@@ -248,10 +250,16 @@ class GradientHealthMonitor(pl.Callback):
         recorder = GradientRecorder(
             chosen, named_tensors(pl_module), rows=self._flush_every + 1, sharded=self._fit.kind == "sharded"
         )
+        self._lay_out(trainer, recorder, optimizer)
+
+    @deferred
+    def _lay_out(self, trainer: pl.Trainer, recorder: GradientRecorder, optimizer: Optimizer) -> None:
+        """Make what remembers and what shows; loggers are opened on one process only, so a failure waits."""
         for known in (*trainer.optimizers, optimizer):
             recorder.accept(known)
-        places = self._fit.order.places([p.name for p in chosen]) if self._fit.order else {}
-        watched = [Watched(p.name, p.numel, p.is_matrix, places.get(p.name, 0)) for p in chosen]
+        names = [p.name for p in recorder.parameters]
+        places = self._fit.order.places(names) if self._fit.order else {}
+        watched = [Watched(p.name, p.numel, p.is_matrix, places.get(p.name, 0)) for p in recorder.parameters]
         evidence = Evidence(watched, window=self.window, scaled_loss=_trainer.has_grad_scaler(trainer))
         evidence.first_losses = list(self._first_losses)
         if self._fit.watching is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -113,13 +114,15 @@ class InitAuditor(pl.Callback):
         if _trainer.strategy_kind(trainer) == "sharded" and held:
             weights = reduce.replication_weights(held, [p.numel for p in audit.measurable(chosen)])
             partials = reduce.merge(partials, stats.merges(audit.STATISTICS), weights)
-        return audit.judge(
+        judge = partial(
+            audit.judge,
             chosen,
             audit.readouts(chosen, partials),
             among=described,
             resumed=bool(trainer.ckpt_path) or trainer.global_step > 0,
             step=_trainer.log_step(trainer),
         )
+        return meeting(self, judge, pl_module.device)  # raising is agreed on afterwards, so all must get there
 
     def _measure(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from lightning_weightwatch import _arguments, reduce
 from lightning_weightwatch.callbacks import _trainer
 from lightning_weightwatch.callbacks._cadence import Cadence
-from lightning_weightwatch.callbacks._guard import deferred, guarded, meeting
+from lightning_weightwatch.callbacks._guard import deferred, guarded, meeting, settle
 from lightning_weightwatch.callbacks._names import select_or_warn, unmeasured
 from lightning_weightwatch.callbacks._weight_pages import Array, WeightPages
 from lightning_weightwatch.parameters import (
@@ -49,10 +49,10 @@ class WeightHistogramLogger(pl.Callback):
     tag                                      unit                      meaning
     ======================================== ========================= ================================================
     ``health.weight_hist/<nn name>``         number of elements        distribution of a weight or bias, 64 linear bins
-    ``health.weight_nonfinite/<nn name>``    number of elements        NaN and Inf in it, where there are any
+    ``health.weight_nonfinite/<nn name>``    number of elements        NaN and Inf in it, once there were any
     ``health.grad_log10_hist/<nn name>``     number of elements        distribution of log10 of the gradient's magnitude
     ``health.grad_zero_share/<nn name>``     share of elements, 0 to 1 gradient elements that are exactly zero
-    ``health.grad_nonfinite/<nn name>``      number of elements        NaN and Inf in it, where there are any
+    ``health.grad_nonfinite/<nn name>``      number of elements        NaN and Inf in it, once there were any
     ``health.fig_weight/<nn name>``          picture                   convolution filters, or the weight matrix
     ``health.fig_bias/<nn name>``            picture                   a bar for each unit
     ======================================== ========================= ================================================
@@ -182,6 +182,7 @@ class WeightHistogramLogger(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the model."""
+        settle(self)
         self._fit = _Fit()
 
     def _chosen(self, pl_module: pl.LightningModule) -> dict[str, Parameter]:

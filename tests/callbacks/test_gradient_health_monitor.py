@@ -151,3 +151,35 @@ def test_a_remote_folder_is_not_taken_for_a_local_one(tmp_path: Path) -> None:
     fits.fit(nets.TurnsNaN, [monitor], default_root_dir="memory://runs")
     assert len(monitor.findings) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+class NeverSteps(nets.Net):
+    """Differentiates, and steps no optimizer through Lightning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        left = sum(len(p._post_accumulate_grad_hooks or ()) for p in self.parameters())
+        assert not left or batch_idx == 0
+        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+        self.zero_grad()
+
+
+def test_listening_ends_with_the_first_batch_where_no_optimizer_steps() -> None:
+    """The hooks stayed, and noted every backward pass for ever."""
+    monitor = GradientHealthMonitor()
+    fits.fit(NeverSteps, [monitor], max_epochs=1)
+    assert not monitor.broken
+
+
+def test_an_internal_error_in_the_last_look_is_not_swallowed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It waited for a meeting that never came."""
+    monitor = GradientHealthMonitor(every_n_steps=100)
+    monkeypatch.setattr(GradientHealthMonitor, "_judge", lambda *_: 1 / 0)
+    fits.fit(nets.Net, [monitor])
+    assert monitor.broken
+    assert sum("division by zero" in r.getMessage() for r in caplog.records) == 1
