@@ -1,10 +1,12 @@
 """The police: no test leaves a mark on the process that the next one could trip over."""
 
 import os
+import random
 import threading
 from collections.abc import Iterator
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 import torch
 
@@ -67,3 +69,23 @@ def own_folder(police: None, tmp_path: object, monkeypatch: pytest.MonkeyPatch) 
     It asks for ``police`` so that what ``monkeypatch`` changed is undone before the police look.
     """
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def untouched_process() -> Iterator[None]:
+    """Give a test a process without seed and flags, and put all of that back after it."""
+    environment = dict(os.environ)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    before = flags()
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG"):
+        os.environ.pop(name, None)
+    torch.manual_seed(1)
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    torch.use_deterministic_algorithms(bool(before["deterministic"]), warn_only=bool(before["warn_only"]))
+    torch.backends.cudnn.benchmark = bool(before["benchmark"])
+    torch.utils.deterministic.fill_uninitialized_memory = bool(before["fill_uninitialized_memory"])

@@ -385,7 +385,7 @@ def test_markdown():
     assert page[0] == "**Initial weights of 3 parameters: 1 critical, 1 skipped, 1 ok**"
     assert page[1].startswith("* CRITICAL at step 0: non_finite_weights.")
     assert "| parameter | shape | kind | scheme | mean | std | expected | verdict |" in page
-    assert page[-3] == "| 1.weight | 8 x 8 | linear | unrecognised | - | 0.2041 | critical |"
+    assert page[-3] == "| 1.weight | 8 x 8 | linear | unrecognised | - | - | 0.2041 | critical |"
 
 
 def test_when_all_is_well_it_is_still_a_table():

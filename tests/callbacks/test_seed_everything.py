@@ -55,24 +55,7 @@ def flags():
     )
 
 
-@pytest.fixture(autouse=True)
-def _as_before():
-    """Give each test a process without seed and flags, and put everything back after it."""
-    environment = dict(os.environ)
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    enabled, warn_only, benchmark, fill, _ = flags()
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG"):
-        os.environ.pop(name, None)
-    torch.manual_seed(1)
-    yield
-    os.environ.clear()
-    os.environ.update(environment)
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
-    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-    torch.backends.cudnn.benchmark = benchmark
-    torch.utils.deterministic.fill_uninitialized_memory = fill
+pytestmark = pytest.mark.usefixtures("untouched_process")
 
 
 class Tiny(pl.LightningModule):
