@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("log_dir", type=Path, help="a folder that holds one or several runs")
     command.add_argument("--json", action="store_true", help="print JSON for another program")
     options = parser.parse_args(arguments)
-    return report(options.log_dir, as_json=options.json)
+    try:
+        code = report(options.log_dir, as_json=options.json)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain once more at its end
+        return HEALTHY
+    return code
 
 
 def report(log_dir: Path, *, as_json: bool = False) -> int:

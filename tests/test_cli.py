@@ -1,6 +1,9 @@
 """The console command, on the files of real runs."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +66,15 @@ def test_a_report_that_was_cut_short_does_not_end_in_a_traceback(
     (tmp_path / "weightwatch" / "init_report.json").write_text('{"findings": [{"rule"')
     assert main(["report", str(tmp_path)]) == 0
     assert "cannot be read and is left out" in caplog.text
+
+
+def test_a_reader_that_has_seen_enough_ends_in_no_traceback(tmp_path: Path) -> None:
+    """``weightwatch report LOGDIR | head -1`` ended in one."""
+    (tmp_path / "weightwatch").mkdir()
+    (tmp_path / "weightwatch" / "init_report.json").write_text("{}")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "lightning_weightwatch.cli", "report", str(tmp_path)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
