@@ -99,3 +99,16 @@ def tag_prefix(who: str, argument: str, value: Any) -> str:
     if not value.strip() or not all(c.isascii() and (c.isalnum() or c in "_.- ") for c in value):
         refuse(who, argument, value, "letters, digits, '_', '.', '-' or spaces", remedy)
     return value
+
+
+def share(who: str, argument: str, value: Any, remedy: str) -> float | None:
+    """Return ``value`` if it is a number above 0 and at most 1, or ``None``; refuse otherwise."""
+    if value is None:
+        return None
+    expected = "a share above 0 and at most 1, or None"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        refuse(who, argument, value, expected, remedy, wrong_type=True)
+    number = float(value)
+    if not 0 < number <= 1:
+        refuse(who, argument, value, expected, remedy)
+    return number

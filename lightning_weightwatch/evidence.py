@@ -5,7 +5,7 @@ It knows names, steps and numbers; no tensor, no rank, no Trainer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,34 @@ class Watched:
     place: int = 0
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """Full statistics of every parameter at one step.
+
+    Attributes:
+        step: The step.
+        parameters: The names, length ``P``.
+        values: Each statistic by name, shape ``[P]``; NaN where it was not measured.
+
+    Example:
+        >>> Snapshot(7, ("fc.weight",), {"grad_norm": np.array([0.5])}).of("fc.weight")
+        {'grad_norm': 0.5}
+    """
+
+    step: int
+    parameters: tuple[str, ...]
+    values: Mapping[str, Floats]
+
+    def of(self, parameter: str) -> dict[str, float]:
+        """Return every statistic of one parameter.
+
+        Raises:
+            ValueError: If there is no such parameter.
+        """
+        place = self.parameters.index(parameter)
+        return {name: float(column[place]) for name, column in self.values.items()}
+
+
 class Evidence:
     """The last ``window`` steps of every parameter's gradient norm, and the loss.
 
@@ -51,9 +79,11 @@ class Evidence:
         self.scaled_loss = scaled_loss
         self.window = window
         self.first_losses: list[float] = []
+        self.snapshots: list[Snapshot] = []
         # Twice the window, so that the rows of the window always stand in a row and are moved once in a window.
         self._norms: Floats = np.empty((2 * window, len(self.parameters)))
         self._losses: Floats = np.empty(2 * window)
+        self._clipped: Floats = np.empty(2 * window)
         self._steps = np.empty(2 * window, dtype=np.int64)
         self._roots = np.sqrt([max(p.numel, 1) for p in self.parameters])
         self._begin = self._end = 0
@@ -62,7 +92,15 @@ class Evidence:
         """The number of remembered steps."""
         return self._end - self._begin
 
-    def add(self, step: int, norms: ArrayLike, *, measured: ArrayLike | None = None, loss: float | None = None) -> None:
+    def add(
+        self,
+        step: int,
+        norms: ArrayLike,
+        *,
+        measured: ArrayLike | None = None,
+        loss: float | None = None,
+        clipped: ArrayLike | None = None,
+    ) -> None:
         """Remember one step, or add to the last one.
 
         Args:
@@ -70,6 +108,7 @@ class Evidence:
             norms: The l2 norm of each parameter's gradient, shape ``[P]``; NaN or Inf means non-finite gradients.
             measured: Which of them were measured, shape ``[P]``; all, if not given. The rest have no gradient.
             loss: The loss, if it is known; NaN or Inf means that it was.
+            clipped: The norms after clipping, shape ``[P]``, NaN where not measured; none, if nothing clips.
         """
         norms = np.asarray(norms, dtype=np.float64)
         norms = np.where(np.isfinite(norms), norms, np.inf)
@@ -81,27 +120,36 @@ class Evidence:
             self._losses[row] = loss if np.isfinite(loss) else np.inf
             if len(self.first_losses) < FIRST and np.isfinite(loss):
                 self.first_losses.append(float(loss))
+        if clipped is not None:
+            self._clipped[row] = _total(np.asarray(clipped, dtype=np.float64)[None])[0]
+
+    def add_snapshot(self, snapshot: Snapshot) -> None:
+        """Remember full statistics; of those remembered the oldest goes."""
+        self.snapshots = [*self.snapshots, snapshot][-SNAPSHOTS:]
 
     def take_over(self, earlier: Evidence) -> None:
         """Remember what was remembered of parameters of the same name, before others came or went."""
         columns = {p.name: i for i, p in enumerate(earlier.parameters)}
         kept = [(i, columns[p.name]) for i, p in enumerate(self.parameters) if p.name in columns]
-        for step, norms, loss in zip(earlier.steps, earlier.norms, earlier.losses, strict=True):
+        rows = zip(earlier.steps, earlier.norms, earlier.losses, earlier.clipped_norm, strict=True)
+        for step, norms, loss, clipped in rows:
             row = self._row(step)
-            self._losses[row] = loss
+            self._losses[row], self._clipped[row] = loss, clipped
             for here, there in kept:
                 self._norms[row, here] = norms[there]
-        self.first_losses = list(earlier.first_losses)
+        self.first_losses, self.snapshots = list(earlier.first_losses), list(earlier.snapshots)
 
     def _row(self, step: int) -> int:
         """Return the row of a step, which is begun if it is not the last one."""
         if len(self) and self._steps[self._end - 1] == step:
             return self._end - 1
         if self._end == 2 * self.window:
-            for rows in (self._norms, self._losses, self._steps):
+            for rows in (self._norms, self._losses, self._clipped, self._steps):
                 rows[: len(self)] = rows[self._begin : self._end].copy()
             self._begin, self._end = 0, len(self)
-        self._norms[self._end], self._losses[self._end], self._steps[self._end] = np.nan, np.nan, step
+        for rows in (self._norms, self._losses, self._clipped):
+            rows[self._end] = np.nan
+        self._steps[self._end] = step
         self._end += 1
         self._begin = max(self._begin, self._end - self.window)
         return self._end - 1
@@ -124,9 +172,15 @@ class Evidence:
     @property
     def global_norm(self) -> Floats:
         """The norm over all parameters, shape ``[T]``; NaN on steps where nothing was measured."""
-        norms = self.norms
-        total = np.sqrt(np.nansum(norms**2, axis=1))
-        return np.where(np.isnan(norms).all(axis=1), np.nan, total)
+        return _total(self.norms)
+
+    @property
+    def clipped_norm(self) -> Floats:
+        """The norm over all parameters after clipping, shape ``[T]``; NaN where nothing clips or it was not measured.
+
+        Where it lies below ``global_norm``, the gradients of that step were clipped.
+        """
+        return self._clipped[self._begin : self._end]
 
     @property
     def losses(self) -> Floats:
@@ -152,6 +206,13 @@ class Evidence:
 
 
 FIRST = 5  # losses that make the run's starting level
+SNAPSHOTS = 20  # remembered
+
+
+def _total(norms: Floats) -> Floats:
+    """Return the norm over all parameters for each row; NaN where nothing was measured."""
+    total = np.sqrt(np.nansum(norms**2, axis=1))
+    return np.where(np.isnan(norms).all(axis=1), np.nan, total)
 
 
 class History:

@@ -1,12 +1,15 @@
 """What is gathered on every step: the gradient norm of each parameter and the loss, on the device, without a host sync.
 
 It knows optimizers' parameters and the ring they are put in; not the Trainer that says when, nor what the numbers mean.
+All that waits is merged over processes with one SUM (and one MAX, with a snapshot of shards) and comes to the host in
+one copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,9 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_weightwatch import reduce, stats
+from lightning_weightwatch import reduce, snapshot, stats
+from lightning_weightwatch.evidence import Snapshot
 from lightning_weightwatch.parameters import Parameter, unmeasurable, values
+from lightning_weightwatch.parcel import Parcel
 from lightning_weightwatch.ring import Ring, Rows
+from lightning_weightwatch.snapshot import SnapshotMeter
 from lightning_weightwatch.stats import norm
 
 
@@ -36,15 +42,30 @@ class Gathered:
 
     Attributes:
         steps: The steps, ascending, length ``n``.
-        norms: Gradient norms, shape ``[n, P]``; 0 where not measured.
+        norms: Gradient norms before clipping, shape ``[n, P]``; 0 where not measured.
         measured: Where a gradient was measured, shape ``[n, P]``.
+        clipped: Gradient norms after clipping, shape ``[n, P]``; NaN where not measured.
         losses: The loss of each step, shape ``[n]``; NaN where it is unknown, Inf where it was not finite.
+        snapshot: Full statistics, if they were due.
+        notes: What the sender added, added up over processes.
     """
 
     steps: list[int]
     norms: NDArray[np.float64]
     measured: NDArray[np.bool_]
+    clipped: NDArray[np.float64]
     losses: NDArray[np.float64]
+    snapshot: Snapshot | None = None
+    notes: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Flight:
+    """What is on its way to the host."""
+
+    rows: Rows
+    parcel: Parcel
+    snapshot_step: int | None
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,10 @@ class _Columns:
 
     host: NDArray[np.int64]
     device: Tensor
+
+
+Gradients = dict[int, Tensor]
+"""Gradients by the ``id`` of their parameter."""
 
 
 class LossMeter:
@@ -81,7 +106,7 @@ class LossMeter:
             scale: The factor it was multiplied by, if any.
             divided_by: The length of the accumulation window, by which Lightning divides each loss of it.
         """
-        plain = values(loss).mean()
+        plain = values(loss).mean() * _summands(loss)
         if scale is not None:
             plain = plain / scale.to(plain.device)
         if self._sum is None or step != self._step:
@@ -101,6 +126,13 @@ class LossMeter:
         return self._sum if self._divided_by == 1 else self._sum * (self._divided_by / self._count)
 
 
+def _summands(loss: Tensor) -> int:
+    """Return of how many summands on as many processes a distributed loss is the sum; their mean is taken later."""
+    sizes = getattr(getattr(loss, "device_mesh", None), "shape", ())
+    pending = [getattr(p, "reduce_op", "") == "sum" for p in getattr(loss, "placements", ())]
+    return math.prod(size for size, is_sum in zip(sizes, pending, strict=True) if is_sum)
+
+
 class GradientRecorder:
     """Puts the gradient norms of every step into a ring and brings them to the host when asked.
 
@@ -109,20 +141,30 @@ class GradientRecorder:
         tensors: The tensors by name.
         rows: Steps between two flushes, at most.
         sharded: Each process holds a part of every tensor. Making the recorder is then a collective.
+        clipping: Gradients may be clipped between ``add`` and the step; their norms after it are kept too.
     """
 
     def __init__(
-        self, parameters: Sequence[Parameter], tensors: dict[str, nn.Parameter], *, rows: int, sharded: bool
+        self,
+        parameters: Sequence[Parameter],
+        tensors: Mapping[str, nn.Parameter],
+        *,
+        rows: int,
+        sharded: bool,
+        clipping: bool = False,
     ) -> None:
         self.parameters = tuple(parameters)
         self.unmeasured: dict[str, str] = {}
         self._kept = dict(tensors)  # alive, so that no parameter made later is given the id of one that went
         self._column = {id(tensors[p.name]): i for i, p in enumerate(self.parameters)}
         held = [values(tensors[p.name]) for p in self.parameters]
-        device = held[0].device if held else torch.device("cpu")
-        dtype = stats.precise(held[0]) if held else torch.float64
-        self._ring = Ring(rows, len(self.parameters) + 1, device, dtype)  # the last column is the loss
+        self._dtype = stats.precise(held[0]) if held else torch.float64
+        self._clipping = clipping
+        device, blocks = held[0].device if held else torch.device("cpu"), 2 if clipping else 1
+        self._loss_column = blocks * len(self.parameters)
+        self._ring = Ring(rows, self._loss_column + 1, device, self._dtype)
         self._weights = reduce.replication_weights(held, [p.numel for p in self.parameters]) if sharded else None
+        self._snapshot: SnapshotMeter | None = None
         self._strangers: dict[int, Tensor] = {}
         self._last_step: dict[int, int] = {}
         self._cached: dict[tuple[int, ...], _Columns] = {}
@@ -135,7 +177,31 @@ class GradientRecorder:
         """Take note of parameters that are excluded or belong to no module, so that ``covers`` is content."""
         self._strangers.update({id(p): p for p in owned(optimizer) if id(p) not in self._column})
 
-    def add(self, step: int, optimizer: Optimizer, *, scale: Tensor | None = None, loss: Tensor | None = None) -> None:
+    def begin_snapshot(self, step: int) -> None:
+        """Measure everything of this step in full; it goes along with the next flush."""
+        self._snapshot = SnapshotMeter(step, len(self.parameters), self._ring.device, self._dtype)
+
+    def gradients(self, optimizer: Optimizer) -> Gradients:
+        """Return the gradients of an optimizer's parameters, each as this process's share of the whole.
+
+        A collective where gradients are sums over processes that are not taken yet (tensor parallelism): all processes
+        call it, also one on which something has failed.
+        """
+        held = owned(optimizer)
+        found: Sequence[Tensor | None] = [p.grad for p in held]
+        if self._weights is not None:
+            found = reduce.sum_of_partials(found, held)
+        return {id(p): gradient for p, gradient in zip(held, found, strict=True) if gradient is not None}
+
+    def add(
+        self,
+        step: int,
+        optimizer: Optimizer,
+        gradients: Gradients,
+        *,
+        scale: Tensor | None = None,
+        loss: Tensor | None = None,
+    ) -> None:
         """Measure the gradients of one optimizer's parameters; those of others may belong to another loss.
 
         Args:
@@ -143,6 +209,7 @@ class GradientRecorder:
             optimizer: The optimizer about to step. If it steps several times within ``step``, the largest norms
                 count; but LBFGS asks up to twenty times for one step, from points that its line search rejects, and
                 the first is the gradient at the weights.
+            gradients: Its ``gradients``.
             scale: The factor still in the gradients, if any.
             loss: The loss of the step so far, if it is known.
         """
@@ -150,62 +217,109 @@ class GradientRecorder:
             return
         self._last_step[id(optimizer)] = step
         self._ring.begin(step)  # on every process, whatever it holds, so that rows stay aligned
-        found = [
-            (self._column[id(p)], p.grad) for p in owned(optimizer) if p.grad is not None and id(p) in self._column
-        ]
-        found = [(i, g) for i, g in found if self._can_read(i, g)]
-        if found:
-            columns = self._columns(tuple(i for i, _ in found))
-            squares = norm.measure([values(g) for _, g in found])["sum_sq"]
-            if scale is not None:
-                squares = squares / scale.to(squares).square()
-            self._ring.put(columns.device, columns.host, squares, keep_largest=True)
+        columns, shares = self._readable(gradients)
+        self._put(0, columns, shares, scale)
+        if self._snapshot is not None:
+            unscaled = shares if scale is None else [g / scale.to(g.device) for g in shares]
+            self._snapshot.gradients(id(optimizer), columns, unscaled)
         if loss is not None:
-            self._ring.put(len(self.parameters), len(self.parameters), loss)
+            self._ring.put(self._loss_column, self._loss_column, loss)
 
-    def drain(self) -> Rows:
-        """Hand out the waiting rows, still on the device and local to this process."""
-        return self._ring.drain()
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Note the weights that an optimizer is about to change, if there is a snapshot."""
+        if self._snapshot is not None:
+            held = self._held(optimizer)
+            self._snapshot.weights(id(optimizer), list(held), list(held.values()))
 
-    def gather(self, rows: Rows, *, agree: bool) -> Gathered:
-        """Bring rows to the host with one copy.
+    def after_step(self, step: int, optimizer: Optimizer, gradients: Gradients) -> None:
+        """Note the gradients as they were clipped, and what the step has changed."""
+        if self._clipping and self._last_step.get(id(optimizer)) == step and not is_lbfgs(optimizer):
+            self._put(len(self.parameters), *self._readable(gradients), None)
+        if self._snapshot is not None:
+            self._snapshot.updates(id(optimizer), self._held(optimizer))
+
+    def send(self, notes: Mapping[str, float], *, agree: bool) -> Flight:
+        """Hand out what waits: merged over processes (a collective, if ``agree``) and on its way to the host.
 
         Args:
-            rows: What ``drain`` gave.
-            agree: Merge over processes first (a collective): shards into wholes, losses into their mean.
+            notes: Numbers of this process to add up over all; the same keys everywhere.
+            agree: Merge: shards into wholes, losses into their mean. Else the numbers are those of this process.
         """
-        n_columns = len(self.parameters)
-        numbers, measured = rows.numbers.T, torch.from_numpy(rows.measured.T.astype(np.float64))
-        if agree and reduce.is_distributed():
-            numbers, measured = self._merged(numbers, measured)
-        packed = torch.cat([numbers, measured.to(numbers)]).T.cpu().double().numpy()
-        numbers_here, measured_here = packed[:, : n_columns + 1], packed[:, n_columns + 1 :] > 0
-        losses = np.where(np.isfinite(numbers_here[:, -1]), numbers_here[:, -1], np.inf)
+        rows, due, self._snapshot = self._ring.drain(), self._snapshot, None
+        partials = self._partials(rows, notes, share=1.0 / reduce.world_size() if agree else 1.0)
+        merges: dict[str, stats.Merge] = dict.fromkeys(partials, "sum")
+        if due is not None:
+            partials |= self._weighted(due.partials)
+            merges |= snapshot.merges()
+        shared: set[str] = set()
+        if self._weights is None:  # every process holds the same already
+            shared = {"numbers", "measured", *(due.partials if due is not None else ())}
+        if agree:
+            mine = {key: part for key, part in partials.items() if key not in shared}
+            partials |= reduce.exchange(mine, merges)
+        return Flight(rows, Parcel(partials, self._dtype), due.step if due is not None else None)
+
+    def receive(self, flight: Flight) -> Gathered:
+        """Read what was sent."""
+        found, n, count = flight.parcel.read(), len(flight.rows.steps), len(self.parameters)
+        numbers, broken = found["numbers"][:n], found["broken"][:n] > 0
+        measured = found["measured"][:n] > 0
+        norms = np.sqrt(np.where(broken, np.inf, numbers[:, : self._loss_column]))
+        clipped = np.where(measured, norms, np.nan)[:, count:] if self._clipping else np.full((n, count), np.nan)
+        losses, known = found["losses"][:n], found["known"][:n] > 1 - 1e-9
+        step = flight.snapshot_step
         return Gathered(
-            steps=rows.steps,
-            norms=np.sqrt(numbers_here[:, :-1]),
-            measured=measured_here[:, :-1],
-            losses=np.where(measured_here[:, -1], losses, np.nan),
+            steps=flight.rows.steps,
+            norms=norms[:, :count],
+            measured=measured[:, :count],
+            clipped=clipped,
+            losses=np.where(known, np.where(np.isfinite(losses), losses, np.inf), np.nan),
+            snapshot=None if step is None else snapshot.read(step, found, self.parameters),
+            notes={key.removeprefix("note/"): float(found[key]) for key in found if key.startswith("note/")},
         )
 
-    def _merged(self, numbers: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
-        """Merge over processes; gradients that every process holds alike need no collective, losses always do."""
-        measured = measured.to(numbers)
-        weights = torch.full((1,), 1.0 / reduce.world_size(), dtype=torch.float64)
-        merges: dict[str, stats.Merge] = {"numbers": "sum", "known": "min"}
-        shared = len(self.parameters)
-        partials = {"known": measured[shared:]}  # a loss that is unknown on one process has no mean
-        if self._weights is None:  # gradients that no one reduces may break on one process alone
-            partials["broken"], merges["broken"] = (~numbers[:shared].isfinite()).to(numbers), "max"
+    def _partials(self, rows: Rows, notes: Mapping[str, float], *, share: float) -> dict[str, Tensor]:
+        """Lay out what is added up over processes; the shapes do not depend on what happened on this one."""
+        measured = np.zeros(rows.numbers.shape)
+        measured[: len(rows.steps)] = rows.measured
+        on_device = torch.from_numpy(measured).to(rows.numbers)
+        end = self._loss_column
+        numbers = rows.numbers[:, :end]
         if self._weights is not None:
-            weights, shared = torch.cat([self._weights, weights.to(self._weights)]), 0
-            partials["measured"], merges["measured"] = measured[:-1], "max"
-        merged = reduce.merge({"numbers": numbers[shared:], **partials}, merges, weights)
-        alike = numbers[:shared].masked_fill(merged["broken"] > 0, torch.inf) if shared else numbers[:0]
-        return (
-            torch.cat([alike, merged["numbers"]]),
-            torch.cat([merged.get("measured", measured[:-1]), merged["known"]]),
-        )
+            numbers = numbers * self._weights.to(numbers).repeat(end // max(len(self.parameters), 1))
+        return {
+            "numbers": numbers,
+            "broken": (~numbers.isfinite()).to(numbers),  # gradients that no one reduces may break on one process
+            "measured": on_device[:, :end],
+            "losses": rows.numbers[:, end] * share,
+            "known": on_device[:, end] * share,  # a loss that is unknown on one process has no mean
+            **{f"note/{key}": numbers.new_tensor(value) for key, value in notes.items()},
+        }
+
+    def _weighted(self, partials: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self._weights is None:
+            return dict(partials)
+        merges, weights = snapshot.merges(), self._weights.to(self._ring.device, self._dtype)
+        return {key: part * weights if merges[key] == "sum" else part for key, part in partials.items()}
+
+    def _put(self, block: int, columns: Sequence[int], gradients: Sequence[Tensor], scale: Tensor | None) -> None:
+        if columns:
+            squares = norm.measure(gradients)["sum_sq"]
+            if scale is not None:
+                squares = squares / scale.to(squares).square()
+            where = self._columns(tuple(block + i for i in columns))
+            self._ring.put(where.device, where.host, squares, keep_largest=True)
+
+    def _readable(self, gradients: Gradients) -> tuple[list[int], list[Tensor]]:
+        """Return the columns of watched parameters that have a gradient, and the gradients as plain tensors."""
+        found = [(self._column[key], gradient) for key, gradient in gradients.items() if key in self._column]
+        found = [(i, g) for i, g in found if self._can_read(i, g)]
+        return [i for i, _ in found], [values(g) for _, g in found]
+
+    def _held(self, optimizer: Optimizer) -> dict[int, Tensor]:
+        """Return an optimizer's weights, by column."""
+        mine = [p for p in owned(optimizer) if id(p) in self._column and not (p.numel() and unmeasurable(p))]
+        return {self._column[id(p)]: values(p) for p in mine}
 
     def _can_read(self, column: int, gradient: Tensor) -> bool:
         reason = unmeasurable(gradient) if gradient.numel() else None

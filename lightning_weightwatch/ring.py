@@ -20,7 +20,8 @@ class Rows:
     Attributes:
         steps: The step of each row, ascending, length ``n``.
         measured: Which numbers were put, shape ``[n, columns]``, on the host.
-        numbers: The numbers, shape ``[n, columns]``, still on the device; 0 where nothing was put.
+        numbers: The numbers, shape ``[rows, columns]``, still on the device; 0 where nothing was put. All rows of the
+            ring, also those not begun: on every process the same shape, whatever happened there.
     """
 
     steps: list[int]
@@ -87,7 +88,7 @@ class Ring:
     def drain(self) -> Rows:
         """Hand out what it holds and start anew."""
         n = len(self._steps)
-        rows = Rows(self._steps, self._measured[:n].copy(), self._numbers[:n].clone())
+        rows = Rows(self._steps, self._measured[:n].copy(), self._numbers.clone())
         self._steps = []
         self._measured[:] = False
         self._numbers.zero_()

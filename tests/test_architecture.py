@@ -15,9 +15,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TIERS = [
     {"__init__", "cli"},
     {"callbacks"},
-    {"audit", "recorder"},
+    {"audit", "recorder", "counter", "accumulators"},
+    {"snapshot"},
     {"sinks", "rules", "advice", "parameters", "seeding"},
-    {"figures", "evidence", "theory", "stats", "reduce", "ring"},
+    {"figures", "evidence", "theory", "stats", "reduce", "ring", "parcel"},
     {"_arguments", "_folder", "_version", "errors"},
 ]
 TIER = {name: level for level, names in enumerate(TIERS) for name in names}

@@ -19,6 +19,9 @@ PATTERNS = (
 PREFIX = "letters, digits, '_', '.', '-' or spaces. Use a short word such as \"health\"."
 RULES = "a list of Rule or None. Use [*all_rules('gradients').values(), MY_RULE] from lightning_weightwatch.rules."
 
+SHARE = "a share above 0 and at most 1, or None. Use 0.01 for 1 % of the time, None for a fixed cadence."
+FOLLOW = "a whole number of at least 1 or None. Use None to follow the Trainer."
+
 REFUSED = [
     (MONITOR, "every_n_steps", 0, ValueError, STEPS),
     (MONITOR, "every_n_steps", 2.0, TypeError, STEPS),
@@ -32,6 +35,13 @@ REFUSED = [
     (MONITOR, "prefix", "a/b", ValueError, PREFIX),
     (MONITOR, "prefix", None, TypeError, 'text. Use a short word such as "health".'),
     (MONITOR, "rules", ["vanishing_gradients"], TypeError, RULES),
+    (MONITOR, "max_overhead", 0, ValueError, SHARE),
+    (MONITOR, "max_overhead", float("nan"), ValueError, SHARE),
+    (MONITOR, "max_overhead", True, TypeError, SHARE),
+    (MONITOR, "statistics_every_n_steps", 0, ValueError, FOLLOW),
+    (MONITOR, "statistics_every_n_steps", "often", TypeError, FOLLOW),
+    (HISTOGRAMS, "max_overhead", 1.5, ValueError, SHARE),
+    (HISTOGRAMS, "max_overhead", "1 %", TypeError, SHARE),
     (HISTOGRAMS, "every_n_steps", -5, ValueError, STEPS_OR_NONE),
     (HISTOGRAMS, "every_n_steps", "10", TypeError, STEPS_OR_NONE),
     (HISTOGRAMS, "gradients", "yes", TypeError, "True or False. Use False to log weights only."),

@@ -18,10 +18,13 @@ SIGNATURES = {
     "InitAuditor": "(*, include: 'Sequence[str]' = ('*',), exclude: 'Sequence[str]' = (), "
     "on_finding: \"Literal['warn', 'raise', 'ignore']\" = 'warn', prefix: 'str' = 'health') -> 'None'",
     "WeightHistogramLogger": "(*, every_n_steps: 'int | None' = None, include: 'Sequence[str]' = ('*',), "
-    "exclude: 'Sequence[str]' = (), gradients: 'bool' = True, figures: 'int' = 6, prefix: 'str' = 'health') -> 'None'",
+    "exclude: 'Sequence[str]' = (), gradients: 'bool' = True, figures: 'int' = 6, "
+    "max_overhead: 'float | None' = 0.01, prefix: 'str' = 'health') -> 'None'",
     "GradientHealthMonitor": "(*, every_n_steps: 'int' = 10, include: 'Sequence[str]' = ('*',), "
     "exclude: 'Sequence[str]' = (), rules: 'Sequence[Rule] | None' = None, "
-    "action: \"Literal['warn', 'stop', 'raise']\" = 'warn', window: 'int' = 200, prefix: 'str' = 'health') -> 'None'",
+    "action: \"Literal['warn', 'stop', 'raise']\" = 'warn', window: 'int' = 200, "
+    "statistics_every_n_steps: 'int | None' = None, max_overhead: 'float | None' = 0.01, "
+    "prefix: 'str' = 'health') -> 'None'",
     "watch": "(*, seed: 'int | None' = None) -> 'list[pl.Callback]'",
     "seed": "(seed: 'int | None' = None, *, workers: 'bool' = True, deterministic: 'Level' = False) -> 'SeedReport'",
     "audit_init": "(model: 'nn.Module', batch: 'Any' = None, "

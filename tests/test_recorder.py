@@ -23,7 +23,7 @@ def recorder_of(module, rows=16):
 
 
 def gathered(recorder):
-    return recorder.gather(recorder.drain(), agree=True)
+    return recorder.receive(recorder.send({}, agree=True))
 
 
 def truth(module):
@@ -46,7 +46,7 @@ def test_norms_and_losses_are_those_of_a_plain_loop(dtype):
         optimizer.zero_grad()
         loss = net(x).square().mean()
         loss.backward()
-        recorder.add(step, optimizer, loss=loss.detach())
+        recorder.add(step, optimizer, recorder.gradients(optimizer), loss=loss.detach())
         norms.append(pytest.approx(truth(net), rel=1e-5))
         losses.append(loss.item())
         optimizer.step()
@@ -62,7 +62,7 @@ def test_a_parameter_without_a_gradient_is_not_measured_and_not_zero():
     recorder, optimizer = recorder_of(net), torch.optim.SGD(net.parameters(), lr=0.1)
     net(torch.randn(8, 4)).sum().backward()
     net[4].bias.grad = torch.zeros(2)
-    recorder.add(0, optimizer)
+    recorder.add(0, optimizer, recorder.gradients(optimizer))
     found = gathered(recorder)
     assert recorded(found) == [pytest.approx(truth(net), rel=1e-5, nan_ok=True)]
     assert found.measured.tolist() == [[False, False, True, True, False, True]]
@@ -73,7 +73,7 @@ def test_a_sparse_gradient_counts_with_its_repeated_rows_added_up():
     net = nn.Embedding(10, 3, sparse=True)
     recorder, optimizer = recorder_of(net), torch.optim.SGD(net.parameters(), lr=0.1)
     net(torch.tensor([1, 1, 7])).pow(2).sum().backward()
-    recorder.add(0, optimizer)
+    recorder.add(0, optimizer, recorder.gradients(optimizer))
     assert recorded(gathered(recorder)) == [pytest.approx(truth(net), rel=1e-5)]
 
 
@@ -81,7 +81,7 @@ def test_a_complex_gradient_counts_both_parts():
     net = nn.ParameterDict({"wave": torch.ones(1, dtype=torch.complex64)})
     net["wave"].grad = torch.tensor([3 - 4j])
     recorder = recorder_of(net)
-    recorder.add(0, torch.optim.SGD(net.parameters()))
+    recorder.add(0, optimizer := torch.optim.SGD(net.parameters()), recorder.gradients(optimizer))
     assert recorded(gathered(recorder)) == [[5.0]]
 
 
@@ -91,10 +91,10 @@ def test_only_the_parameters_of_the_stepping_optimizer_are_measured():
     net(torch.randn(8, 4)).sum().backward()
     front, back = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (net[:2], net[2:]))
     recorder = recorder_of(net)
-    recorder.add(0, front)
-    recorder.add(1, back)
-    recorder.add(2, front)
-    recorder.add(2, back)
+    recorder.add(0, front, recorder.gradients(front))
+    recorder.add(1, back, recorder.gradients(back))
+    recorder.add(2, front, recorder.gradients(front))
+    recorder.add(2, back, recorder.gradients(back))
     assert gathered(recorder).measured.tolist() == [[True] * 2 + [False] * 4, [False] * 2 + [True] * 4, [True] * 6]
 
 
@@ -108,7 +108,7 @@ def test_of_the_many_gradients_of_an_lbfgs_step_the_first_counts():
         loss = (net(torch.tensor([[1.0, 2.0]])) - 3).square().sum()
         loss.backward()
         seen.append(truth(net))
-        recorder.add(len(first), optimizer, loss=loss.detach())
+        recorder.add(len(first), optimizer, recorder.gradients(optimizer), loss=loss.detach())
         return loss
 
     for _ in range(2):
@@ -123,7 +123,9 @@ def test_the_scale_is_divided_out(scale):
     net = mlp()
     (net(torch.randn(8, 4)).sum() * scale).backward()
     recorder = recorder_of(net)
-    recorder.add(0, torch.optim.SGD(net.parameters()), scale=torch.tensor(scale))
+    recorder.add(
+        0, optimizer := torch.optim.SGD(net.parameters()), recorder.gradients(optimizer), scale=torch.tensor(scale)
+    )
     assert recorded(gathered(recorder)) == [pytest.approx([norm / scale for norm in truth(net)], rel=1e-5)]
 
 
@@ -133,7 +135,9 @@ def test_a_gradient_and_a_loss_that_are_not_finite_do_not_pass_for_numbers(bad):
     net(torch.randn(8, 4)).sum().backward()
     net[2].weight.grad[3, 3] = bad
     recorder = recorder_of(net)
-    recorder.add(0, torch.optim.SGD(net.parameters()), loss=torch.tensor(bad))
+    recorder.add(
+        0, optimizer := torch.optim.SGD(net.parameters()), recorder.gradients(optimizer), loss=torch.tensor(bad)
+    )
     found = gathered(recorder)
     assert np.isfinite(found.norms).tolist() == [[True, True, False, True, True, True]]
     assert found.measured.all()
@@ -144,8 +148,8 @@ def test_a_recorder_holds_its_rows_and_begins_anew_when_drained():
     net = mlp()
     recorder, optimizer = recorder_of(net, rows=2), torch.optim.SGD(net.parameters())
     for begin in (0, 2, 4):
-        recorder.add(begin, optimizer)
-        recorder.add(begin + 1, optimizer)
+        recorder.add(begin, optimizer, recorder.gradients(optimizer))
+        recorder.add(begin + 1, optimizer, recorder.gradients(optimizer))
         found = gathered(recorder)
         assert found.steps == [begin, begin + 1]
         assert not found.measured.any()
@@ -161,7 +165,7 @@ def test_knows_whether_it_covers_an_optimizer():
     recorder.accept(mixed)
     assert recorder.covers(mixed)
     stranger(torch.ones(1, 2)).sum().backward()
-    recorder.add(0, mixed)
+    recorder.add(0, mixed, recorder.gradients(mixed))
     assert not gathered(recorder).measured.any()
 
 
@@ -182,7 +186,7 @@ def test_experts_that_come_and_go_are_each_measured_on_their_steps():
     for step in range(200):
         for i, expert in enumerate(net):
             expert.weight.grad = torch.full((1, 1), float(step)) if step >> i & 1 else None
-        recorder.add(step, optimizer)
+        recorder.add(step, optimizer, recorder.gradients(optimizer))
     found = gathered(recorder)
     assert found.measured.tolist() == [[bool(step >> i & 1) for i in range(8)] for step in range(200)]
     assert (found.norms == found.measured * np.arange(200.0)[:, None]).all()
@@ -190,7 +194,7 @@ def test_experts_that_come_and_go_are_each_measured_on_their_steps():
 
 def test_a_network_without_watched_parameters_still_has_a_loss():
     recorder = GradientRecorder([], {}, rows=2, sharded=False)
-    recorder.add(0, torch.optim.SGD(mlp().parameters()), loss=torch.tensor(2.0))
+    recorder.add(0, torch.optim.SGD(mlp().parameters()), {}, loss=torch.tensor(2.0))
     found = gathered(recorder)
     assert (found.norms.shape, found.losses.tolist()) == ((1, 0), [2.0])
 

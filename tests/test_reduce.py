@@ -37,6 +37,13 @@ def two_ranks(tmp_path_factory):
     ranks.close()
 
 
+@pytest.fixture(scope="module")
+def four_ranks(tmp_path_factory):
+    ranks = Ranks(tmp_path_factory.mktemp("ranks") / "meeting", world_size=4)
+    yield ranks
+    ranks.close()
+
+
 def hold(tensor, shares):
     """Return what this rank holds of a tensor."""
     first, second = shares
@@ -76,21 +83,30 @@ def test_layouts_may_differ_from_tensor_to_tensor(two_ranks):
     agree(two_ranks(in_mixed_layouts))
 
 
-def collectives_of_a_merge(count):
+def collectives_of(work):
+    """Do the work and return its result and what each of its all-reduces did."""
     calls, all_reduce = [], dist.all_reduce
-    dist.all_reduce = lambda tensor, op=dist.ReduceOp.SUM: calls.append(str(op)) or all_reduce(tensor, op=op)
+
+    def count(tensor, op=dist.ReduceOp.SUM, group=None):
+        calls.append(str(op).rpartition(".")[2])
+        all_reduce(tensor, op=op, group=group)
+
+    dist.all_reduce = count
     try:
-        held = [torch.ones(2)] * count
-        reduce.merge(stats.measure(NAMES, held), stats.merges(NAMES), torch.ones(count, dtype=torch.float64))
+        return work(), calls
     finally:
         dist.all_reduce = all_reduce
-    return calls
+
+
+def collectives_of_a_merge(count):
+    partials, weights = stats.measure(NAMES, [torch.ones(2)] * count), torch.ones(count, dtype=torch.float64)
+    return collectives_of(lambda: reduce.merge(partials, stats.merges(NAMES), weights))[1]
 
 
 @pytest.mark.parametrize("count", [1, 100])
 def test_a_merge_is_one_sum_and_one_max_however_many_tensors(two_ranks, count):
     for calls in two_ranks(collectives_of_a_merge, count):
-        assert sorted(call.rpartition(".")[2] for call in calls) == ["MAX", "SUM"]
+        assert sorted(calls) == ["MAX", "SUM"]
 
 
 def counts_merged():
@@ -144,6 +160,96 @@ def test_a_sum_that_is_not_reduced_yet_is_not_measured(two_ranks):
     assert two_ranks(partial_reason) == ["a partial sum that is not reduced yet"] * 2
 
 
+# How a gradient of five rows and how its parameter lie on a mesh of two by two.
+WAYS = {
+    "replicated, a sum over one dimension": ((Partial(), Replicate()), (Replicate(), Replicate())),
+    "replicated, a sum over both": ((Partial(), Partial()), (Replicate(), Replicate())),
+    "replicated, a mean of sums": ((Partial("avg"), Partial()), (Replicate(), Replicate())),
+    "cut by rows, a sum over the other dimension": ((Shard(0), Partial()), (Shard(0), Replicate())),
+    "cut by columns, a sum over the other dimension": ((Partial(), Shard(1)), (Replicate(), Shard(1))),
+    "cut by rows, but a sum over that dimension": ((Partial(), Replicate()), (Shard(0), Replicate())),
+    "cut by rows twice, but a sum over both": ((Partial(), Partial()), (Shard(0), Shard(0))),
+    "cut by rows and columns, but replicated": ((Replicate(), Replicate()), (Shard(0), Shard(1))),
+    "replicated, but cut by rows": ((Shard(0), Replicate()), (Replicate(), Replicate())),
+    "replicated, but cut by rows, and a sum": ((Shard(0), Partial()), (Replicate(), Replicate())),
+    "as it should": ((Shard(0), Replicate()), (Shard(0), Replicate())),
+}
+
+
+def placed(whole, mesh, placements):
+    """Return a DTensor that amounts to ``whole``; summands differ from process to process."""
+    cut = distribute_tensor(whole, mesh, [Replicate() if p.is_partial() else p for p in placements])
+    local = cut.to_local().clone()
+    for dim, placement in enumerate(placements):
+        if placement.is_partial():
+            shares = torch.tensor([3.0, -2.0]) * (2 if placement.reduce_op == "avg" else 1)
+            local *= shares[mesh.get_local_rank(dim)].to(whole.dtype)
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=cut.shape, stride=cut.stride())
+
+
+def summed(wholes, ways):
+    """Sum up gradients in these ways; say whether each is laid out as its parameter, its norm, and what it took."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    gradients = [placed(whole, mesh, mine) for whole, (mine, _) in zip(wholes, ways, strict=True)]
+    parameters = [distribute_tensor(whole, mesh, its) for whole, (_, its) in zip(wholes, ways, strict=True)]
+    before = [g.to_local().clone() for g in gradients]
+    got, calls = collectives_of(lambda: reduce.sum_of_partials(gradients, parameters))
+    assert all(torch.equal(g.to_local(), b) for g, b in zip(gradients, before, strict=True))
+    shares = [values(share) for share in got]
+    alike = [torch.allclose(share, values(p).to(share), atol=1e-6) for share, p in zip(shares, parameters, strict=True)]
+    weights = reduce.replication_weights([values(p) for p in parameters], [p.numel() for p in parameters])
+    squares = reduce.merge({"s": torch.stack([s.double().square().sum() for s in shares])}, {"s": "sum"}, weights)["s"]
+    return alike, squares.sqrt().tolist(), [str(s.dtype) for s in shares], calls
+
+
+@pytest.mark.parametrize("rows", [5, 1])
+def test_sums_of_gradients_are_taken_once_and_laid_out_as_their_parameters(four_ranks, rows):
+    """Also where a replicated gradient belongs to a sharded parameter, whose weight would have counted it twice."""
+    wholes = [torch.arange(1.0, 1 + 3 * rows).reshape(rows, 3) + i for i in range(len(WAYS))]
+    norms = [np.linalg.norm(whole.numpy()) for whole in wholes]
+    for alike, seen, _, calls in four_ranks(summed, wholes, list(WAYS.values())):
+        assert dict(zip(WAYS, alike, strict=True)) == dict.fromkeys(WAYS, True)
+        assert seen == pytest.approx(norms, rel=1e-6)
+        assert calls == ["SUM", "SUM"]  # one for each dimension of the mesh
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_however_many_sums_over_a_dimension_take_one_all_reduce(four_ranks, count):
+    way = ((Partial(), Replicate()), (Replicate(), Replicate()))
+    for _, _, _, calls in four_ranks(summed, [torch.ones(2)] * count, [way] * count):
+        assert calls == ["SUM"]
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "widest"),
+    [
+        ([torch.bfloat16], "torch.float32"),
+        ([torch.bfloat16, torch.float64], "torch.float64"),
+        ([torch.float32, torch.complex64], "torch.float32"),
+    ],
+    ids=str,
+)
+def test_sums_are_taken_in_the_widest_type_of_all_and_no_less_than_single_precision(four_ranks, dtypes, widest):
+    way = ((Partial(), Partial()), (Replicate(), Replicate()))
+    wholes = [torch.tensor([1.0, 2.0]).to(dtype) for dtype in dtypes]
+    for alike, _, seen, _ in four_ranks(summed, wholes, [way] * len(wholes)):
+        assert alike == [True] * len(wholes)
+        assert seen == [widest] * len(wholes)
+
+
+def left_alone():
+    mesh, plain = init_device_mesh("cpu", (2,)), torch.ones(2)
+    largest = DTensor.from_local(torch.ones(2), mesh, [Partial("max")])
+    given = [plain, None, largest]
+    parameters = [plain, plain, distribute_tensor(plain, mesh, [Replicate()])]
+    got, calls = collectives_of(lambda: reduce.sum_of_partials(given, parameters))
+    return [g is h for g, h in zip(got, given, strict=True)], calls, unmeasurable(got[2])
+
+
+def test_plain_gradients_and_ones_that_are_no_sums_are_left_alone(two_ranks):
+    assert two_ranks(left_alone) == [([True] * 3, [], "a partial sum that is not reduced yet")] * 2
+
+
 def recorded_over_shards():
     """Record two steps of a layer of five rows, of which this rank holds three or two; return what is gathered."""
     mesh, net = init_device_mesh("cpu", (2,)), nn.Linear(3, 5, bias=False)
@@ -153,8 +259,8 @@ def recorded_over_shards():
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for step in range(2):
         net.weight.grad = distribute_tensor((step + 1) * torch.arange(15.0).reshape(5, 3), mesh, [Shard(0)])
-        recorder.add(step, optimizer, loss=torch.tensor(4.0 + 2 * dist.get_rank()))
-    found = recorder.gather(recorder.drain(), agree=True)
+        recorder.add(step, optimizer, recorder.gradients(optimizer), loss=torch.tensor(4.0 + 2 * dist.get_rank()))
+    found = recorder.receive(recorder.send({}, agree=True))
     return found.steps, found.norms.tolist(), found.measured.tolist(), found.losses.tolist()
 
 
@@ -169,8 +275,9 @@ def recorded_replicas(losses):
     net = nn.Linear(2, 1, bias=False)
     net.weight.grad = torch.tensor([[3.0, 4.0]])
     recorder = GradientRecorder(describe(net), named_tensors(net), rows=4, sharded=False)
-    recorder.add(0, torch.optim.SGD(net.parameters()), loss=torch.tensor(losses[dist.get_rank()]))
-    found = recorder.gather(recorder.drain(), agree=True)
+    optimizer = torch.optim.SGD(net.parameters())
+    recorder.add(0, optimizer, recorder.gradients(optimizer), loss=torch.tensor(losses[dist.get_rank()]))
+    found = recorder.receive(recorder.send({}, agree=True))
     return found.norms.tolist(), found.losses.tolist()
 
 
@@ -234,5 +341,7 @@ def test_a_single_process_gets_back_what_it_gave():
     assert reduce.replication_weights([torch.ones(2), torch.ones(0)], [2, 0]).tolist() == [1.0, 1.0]
     assert (reduce.anyone(True, CPU), reduce.anyone(False, CPU)) == (True, False)
     assert reduce.together(lambda: 7, CPU) == 7
+    gradients = [torch.ones(2), None]
+    assert reduce.sum_of_partials(gradients, [torch.ones(2)] * 2) == gradients
     with pytest.raises(ZeroDivisionError):
         reduce.together(lambda: 1 / 0, CPU)

@@ -18,6 +18,9 @@ class Cadence:
         planned: Steps of the run. If unknown, the distance doubles whenever ``points / 2`` have been used up, which
             leaves at most ``points / 2`` more for each doubling of the run.
 
+    Attributes:
+        stride: The distance is this many times as long; set by whoever must save time.
+
     Example:
         >>> cadence = Cadence(points=4, least=1, planned=10)
         >>> [step for step in range(10) if cadence.due(step)]
@@ -25,6 +28,7 @@ class Cadence:
     """
 
     def __init__(self, *, points: int, least: int, planned: int | None) -> None:
+        self.stride = 1
         self._every = max(least, math.ceil(planned / points) if planned else 1)
         self._double_after = None if planned else max(points // 2, 1)
         self._next: int | None = None
@@ -42,5 +46,5 @@ class Cadence:
         self._used += 1
         if self._used == self._double_after:
             self._every, self._used = 2 * self._every, 0
-        self._next = step + self._every
+        self._next = step + self._every * self.stride
         return True

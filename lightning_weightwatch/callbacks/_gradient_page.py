@@ -13,10 +13,10 @@ from lightning_weightwatch import figures
 from lightning_weightwatch.callbacks._cadence import Cadence
 from lightning_weightwatch.callbacks._guard import attempt
 from lightning_weightwatch.callbacks._names import numbered
-from lightning_weightwatch.evidence import Evidence, Floats, History
+from lightning_weightwatch.evidence import Evidence, Floats, History, Snapshot
 from lightning_weightwatch.rules import Finding, depth_profile, first_cause
 from lightning_weightwatch.sinks import Sinks
-from lightning_weightwatch.sinks.tables import escape
+from lightning_weightwatch.sinks.tables import escape, markdown_table
 
 BAND = 2.0  # decades around the median layer; healthy depth profiles stayed within 1.8
 _FLOOR = -12.0  # log10 of a norm of zero is drawn here; a deeper floor would squeeze the axis
@@ -42,10 +42,15 @@ class GradientPage:
         self._history = History(rows=len(self._columns))
         self._scalars = Cadence(points=1000, least=every_n_steps, planned=planned)
         self._details = Cadence(points=100, least=every_n_steps, planned=planned)
+        self._tables = Cadence(points=9, least=every_n_steps, planned=planned)
         self._pictures = Cadence(points=9, least=5 * every_n_steps, planned=planned)
         self._peaks: Floats = np.full(len(evidence.parameters), np.nan)
         self._peak = np.nan
         self._broken = np.zeros(len(evidence.parameters), dtype=bool)
+        self._clipped_peak = np.nan
+        self._clipped: list[bool] = []
+        self._tabled: Snapshot | None = None
+        self.overhead = np.nan  # the share of the time, told by whoever measures it
         self._told: set[str] = set()
 
     def remember(self, steps: int) -> None:
@@ -54,11 +59,17 @@ class GradientPage:
         self._broken |= np.isinf(norms).any(axis=0)
         self._peaks = np.fmax(self._peaks, _quiet_max(norms))
         self._peak = float(np.fmax(self._peak, _quiet_max(self._evidence.global_norm[-steps:, None])[0]))
+        self._remember_clipping(self._evidence.clipped_norm[-steps:], self._evidence.global_norm[-steps:])
         with np.errstate(divide="ignore"):
             logs = np.log10(self._evidence.rms[-steps:, self._columns])
         recent = zip(self._evidence.steps[-steps:], logs, self._evidence.losses[-steps:], strict=True)
         for step, row, loss in recent:
             self._history.add(step, row, loss=loss)
+
+    def _remember_clipping(self, after: Floats, before: Floats) -> None:
+        known = ~np.isnan(after)
+        self._clipped_peak = float(np.fmax(self._clipped_peak, _quiet_max(after[:, None])[0]))
+        self._clipped += list(after[known] < before[known] * (1 - 1e-5))  # norms are good to five digits
 
     def show(self, findings: Sequence[Finding], *, last: bool = False, news: bool = False) -> None:
         """Show what is due; everything if it is the ``last`` time, the picture and the table if there are ``news``."""
@@ -69,6 +80,9 @@ class GradientPage:
             attempt("Logging gradient scalars", lambda: self._show_scalars(step), self._told)
         if self._details.due(step) or last:
             attempt("Logging gradient norms", lambda: self._show_details(step), self._told)
+        taken = self._evidence.snapshots[-1] if self._evidence.snapshots else None
+        if taken is not None and taken is not self._tabled and (self._tables.due(step) or last):
+            attempt("Logging statistics", lambda: self._show_statistics(step), self._told)
         if news:
             attempt("Logging findings", lambda: self._show_findings(findings, step), self._told)
         if self._pictures.due(step) or last or news:
@@ -83,11 +97,29 @@ class GradientPage:
             "grad_depth_slope": profile.per_layer if profile else np.nan,
             "layers_out_of_band": float(_out_of_band(self._history.values[-1])),
             "non_finite_parameters": float(self._broken.sum()),
+            "clipped_norm_log10": _log10(self._clipped_peak),
+            "clipped_share": float(np.mean(self._clipped)) if self._clipped else np.nan,
+            "update_ratio_log10": self._update_ratio(),
+            "overhead_share": self.overhead,
         }
         known = {f"{self._prefix}/{name}": value for name, value in values.items() if np.isfinite(value)}
         self._sinks.scalars(known, step)
-        self._peak = np.nan
+        self._peak = self._clipped_peak = np.nan
         self._broken[:] = False
+        self._clipped = []
+
+    def _update_ratio(self) -> float:
+        """Return log10 of the median update ratio of the weight matrices at the last snapshot."""
+        if not self._evidence.snapshots:
+            return np.nan
+        ratios = self._evidence.snapshots[-1].values["update_ratio"][self._columns]
+        known = ratios[np.isfinite(ratios)]
+        return _log10(float(np.median(known))) if known.size else np.nan
+
+    def _show_statistics(self, step: int) -> None:
+        snapshot = self._evidence.snapshots[-1]
+        self._sinks.text(f"{self._prefix}/statistics", statistics_page(snapshot), step)
+        self._tabled = snapshot
 
     def _show_details(self, step: int) -> None:
         tags = numbered([p.name for p in self._evidence.parameters])
@@ -124,6 +156,21 @@ def findings_page(findings: Sequence[Finding]) -> str:
     cause = first_cause(findings)
     head = [f"**First cause: {escape(cause.rule)}, since step {cause.since_step}.**"] if cause else []
     return "\n\n".join([*head, *map(_section, findings)])
+
+
+def statistics_page(snapshot: Snapshot) -> str:
+    """Return full statistics as a markdown table, a row for each parameter in forward order."""
+    columns = ["grad_norm", "grad_mean", "grad_std", "grad_abs_max", "grad_zero_share", "grad_nonfinite"]
+    columns += ["weight_norm", "update_norm", "update_ratio"]
+    rows = [
+        [name, *(_short(snapshot.values[column][i]) for column in columns)]
+        for i, name in enumerate(snapshot.parameters)
+    ]
+    return f"Step {snapshot.step}\n\n" + markdown_table(["parameter", *(c.replace("_", " ") for c in columns)], rows)
+
+
+def _short(value: float) -> str:
+    return "not measured" if np.isnan(value) else f"{value:.3g}"
 
 
 def _section(finding: Finding) -> str:

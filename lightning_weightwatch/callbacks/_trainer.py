@@ -83,6 +83,16 @@ def tell(trainer: Any, text: str) -> None:
         log.warning("The console could not be written to (%s: %s): %s", type(error).__name__, error, text)
 
 
+def clips(trainer: Any, pl_module: Any) -> bool:
+    """Whether gradients may be clipped after ``on_before_optimizer_step``, by the Trainer or by a hook of the user.
+
+    Under manual optimization clipping comes before every hook.
+    """
+    own_hook = getattr(type(pl_module), "configure_gradient_clipping", None)
+    by_default = getattr(own_hook, "__module__", "").partition(".")[0] in ("lightning", "pytorch_lightning")
+    return bool(pl_module.automatic_optimization and (trainer.gradient_clip_val or not by_default))
+
+
 def log_every_n_steps(trainer: Any) -> int:
     """Return the Trainer's logging interval; 1 where it is 0, as in barebones mode."""
     return max(int(getattr(trainer, "log_every_n_steps", 1)), 1)

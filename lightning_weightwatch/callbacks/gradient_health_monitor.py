@@ -6,38 +6,42 @@ is shown in ``_gradient_page``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_weightwatch import _arguments, reduce
 from lightning_weightwatch.callbacks import _trainer
+from lightning_weightwatch.callbacks._cadence import Cadence
+from lightning_weightwatch.callbacks._governor import Governor, timed
+from lightning_weightwatch.callbacks._gradient_fit import GradientFit, Watching
 from lightning_weightwatch.callbacks._gradient_page import GradientPage
-from lightning_weightwatch.callbacks._guard import attempt, deferred, guarded, meeting, settle
-from lightning_weightwatch.callbacks._names import select_or_warn, unmeasured
+from lightning_weightwatch.callbacks._guard import deferred, guarded, meeting, settle
+from lightning_weightwatch.callbacks._judgement import Judgement, checked
+from lightning_weightwatch.callbacks._step_hooks import StepHooks
+from lightning_weightwatch.callbacks._telling import tell_findings, tell_unmeasured
 from lightning_weightwatch.errors import UnhealthyRunError
-from lightning_weightwatch.evidence import Evidence, Watched
-from lightning_weightwatch.parameters import ForwardOrder, Parameter, as_wholes, describe, named_tensors
-from lightning_weightwatch.recorder import Gathered, GradientRecorder, LossMeter
-from lightning_weightwatch.rules import Finding, Ledger, Rule, all_rules, first_cause, judge, listed
-from lightning_weightwatch.sinks import files, log
+from lightning_weightwatch.evidence import Snapshot
+from lightning_weightwatch.parameters import ForwardOrder, describe, named_tensors
+from lightning_weightwatch.recorder import Gathered, GradientRecorder, Gradients
+from lightning_weightwatch.rules import Finding, Rule, first_cause
+from lightning_weightwatch.sinks import files
 
 _ME = "GradientHealthMonitor"
+_SNAPSHOTS = 200  # full statistics in a run
+_HIDDEN = "weightwatch: gradients not measured: {} hides them."
 
 
 class GradientHealthMonitor(pl.Callback):
     """Measure every parameter's gradient on every step and report illnesses.
 
     Gradients are read where they are true: over the full accumulation window, reduced over ranks, unscaled and not yet
-    clipped (under manual optimization Lightning's hook comes after the user's own clipping). Nothing waits for the
-    device between two flushes.
+    clipped (under manual optimization every hook comes after the user's own clipping). Nothing waits for the device
+    between two flushes. An optimizer that is stepped without Lightning is measured by its own step hook.
 
     What is logged, to every logger of the Trainer unless it says TensorBoard:
 
@@ -50,9 +54,16 @@ class GradientHealthMonitor(pl.Callback):
                                                             forward order; 0 is level, positive fades towards the input
     ``health/layers_out_of_band``      number of layers     matrices farther than 2 decades from the median matrix
     ``health/non_finite_parameters``   number               parameters whose gradient holds NaN or Inf
+    ``health/clipped_norm_log10``      decades              largest global gradient norm since the last point, after
+                                                            clipping (where something clips)
+    ``health/clipped_share``           share, 0 to 1        steps since the last point whose gradients were clipped
+    ``health/update_ratio_log10``      decades              median over the weight matrices of the norm of the last
+                                                            measured update over the norm of the weight
+    ``health/overhead_share``          share, 0 to 1        of the time of this fit, spent by this callback
     ``health.grad_log10/<nn name>``    decades              largest gradient norm since the last point (TensorBoard)
     ``health/0 report``                picture              verdict, loss, every layer at every step (TensorBoard)
     ``health/findings``                text                 what was found, where, since when, what to try (TensorBoard)
+    ``health/statistics``              text                 full statistics of every gradient, weight and update
     ================================== ==================== ===========================================================
 
     Findings are also printed (warnings and worse) and appended to ``<log_dir>/weightwatch/findings.jsonl`` as they
@@ -67,6 +78,11 @@ class GradientHealthMonitor(pl.Callback):
         action: What a critical finding does: ``"warn"`` tells only, ``"stop"`` ends the fit in good order,
             ``"raise"`` raises ``UnhealthyRunError``; on all ranks alike.
         window: Steps that rules look back on.
+        statistics_every_n_steps: Take full statistics (``snapshot``) so often, at the flush that follows; ``None``
+            takes the Trainer's ``log_every_n_steps``, but at most 200 in a run.
+        max_overhead: The largest share of the training time that watching may take. Above it, once the excess has
+            come to 5 seconds, only every second, fourth... step is measured, on all ranks alike, and it says so.
+            ``None`` keeps the cadence fixed, and the log reproducible.
         prefix: The first part of every tag.
 
     Raises:
@@ -88,6 +104,8 @@ class GradientHealthMonitor(pl.Callback):
         rules: Sequence[Rule] | None = None,
         action: Literal["warn", "stop", "raise"] = "warn",
         window: int = 200,
+        statistics_every_n_steps: int | None = None,
+        max_overhead: float | None = 0.01,
         prefix: str = "health",
     ) -> None:
         super().__init__()
@@ -96,40 +114,47 @@ class GradientHealthMonitor(pl.Callback):
         )
         self.include = _arguments.patterns(_ME, "include", include)
         self.exclude = _arguments.patterns(_ME, "exclude", exclude)
-        self.rules = _rules(rules)
+        self.rules = checked(_ME, rules)
         self.action = _arguments.choice(
             _ME, "action", action, ("warn", "stop", "raise"), 'Use "warn" to be told and train on.'
         )
         self.window = _arguments.whole_number(
             _ME, "window", window, least=50, remedy="Use 200; rules need 50 to tell a trend from a batch."
         )
+        often, remedy = statistics_every_n_steps, "Use None to follow the Trainer."
+        self.statistics_every_n_steps = _arguments.whole_number(
+            _ME, "statistics_every_n_steps", often, least=1, nothing=True, remedy=remedy
+        )
+        self.max_overhead = _arguments.share(
+            _ME, "max_overhead", max_overhead, "Use 0.01 for 1 % of the time, None for a fixed cadence."
+        )
         self.prefix = _arguments.tag_prefix(_ME, "prefix", prefix)
         self.broken = False
         self.failure: Exception | None = None
-        self._findings: list[Finding] = []
-        self._ledger = Ledger()
+        self._judgement = Judgement(self.rules)
         self._unwritten: set[str] = set()
         self._first_losses: list[float] = []
-        self._fit = _Fit()
+        self._snapshot: Snapshot | None = None
+        self._fit = GradientFit()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the running fit, for libraries that copy or pickle callbacks in the middle of it."""
-        return self.__dict__ | {"_fit": _Fit()}
+        return self.__dict__ | {"_fit": GradientFit()}
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What was found in this fit so far, in order of time."""
-        return tuple(self._findings)
+        return tuple(self._judgement.findings)
 
     @property
     def first_cause(self) -> Finding | None:
         """The finding that began first, a cause before its symptom; ``None`` while all is well."""
-        return first_cause(self._findings)
+        return first_cause(self._judgement.findings)
 
     @property
-    def _flush_every(self) -> int:
-        """Rules look back on ``window`` steps; what came before would never be judged."""
-        return int(min(self.every_n_steps, self.window // 2))
+    def snapshot(self) -> Snapshot | None:
+        """The last full statistics of every gradient, weight and update of this fit."""
+        return self._snapshot
 
     @property
     def state_key(self) -> str:
@@ -140,23 +165,22 @@ class GradientHealthMonitor(pl.Callback):
         """Return what was told, so that a resumed run does not tell it again, and the losses it is held against."""
         watching = self._fit.watching
         return {
-            "findings": [f.to_dict() for f in self._findings],
-            "told": self._ledger.state_dict(),
+            **self._judgement.state_dict(),
             "first_losses": list(watching.evidence.first_losses if watching else self._first_losses),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what the earlier run told."""
-        self._findings = [Finding.from_dict(plain) for plain in state_dict.get("findings", [])]
-        self._ledger.load_state_dict(state_dict.get("told", {}))
+        self._judgement.load_state_dict(state_dict)
         self._first_losses = list(state_dict.get("first_losses", []))
 
     @deferred
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin anew, and note whole shapes before a strategy cuts them."""
         if stage == "fit":
-            self._fit = _Fit(whole=describe(pl_module))
-            self._findings, self._ledger, self._first_losses = [], Ledger(), []
+            often = min(self.every_n_steps, self.window // 2)  # what no window holds would never be judged
+            self._fit = GradientFit(whole=describe(pl_module), flush_every=often, governor=Governor(self.max_overhead))
+            self._judgement, self._first_losses, self._snapshot = Judgement(self.rules), [], None
 
     @guarded
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -165,58 +189,75 @@ class GradientHealthMonitor(pl.Callback):
         fit.kind = _trainer.strategy_kind(trainer)
         fit.folder = _trainer.evidence_folder(trainer)
         fit.flushed = _trainer.log_step(trainer)
+        fit.automatic, fit.clipping = pl_module.automatic_optimization, _trainer.clips(trainer, pl_module)
+        fit.governor.take()  # what came before is no training
         if fit.folder is not None and fit.flushed == 0 and trainer.is_global_zero:
             files.set_aside(fit.folder / "findings.jsonl")
         if fit.kind == "hidden":
-            _trainer.tell(
-                trainer, f"weightwatch: gradients not measured: {type(trainer.strategy).__name__} hides them."
-            )
+            _trainer.tell(trainer, _HIDDEN.format(type(trainer.strategy).__name__))
+        else:
+            hooks = [partial(hook, trainer, pl_module) for hook in (self._before_step, self._after_step)]
+            fit.hooks = StepHooks(*hooks)
+            fit.hooks.watch(*trainer.optimizers)
 
+    @timed
     @deferred
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Note the loss; before the first backward pass, begin to listen for the order it reaches parameters in."""
         if self._fit.order is None:
             self._fit.order = ForwardOrder(named_tensors(pl_module))
-        self._fit.losses.add(
-            _trainer.log_step(trainer),
-            loss,
-            scale=_trainer.loss_scale(trainer),
-            divided_by=trainer.accumulate_grad_batches,
-        )
+        step = _trainer.log_step(trainer)
+        if self._fit.measures(step):
+            scale = _trainer.loss_scale(trainer)
+            self._fit.losses.add(step, loss, scale=scale, divided_by=trainer.accumulate_grad_batches)
 
     @guarded
+    @timed
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Measure this optimizer's gradients."""
-        self._fit.stop_listening()
-        if self._fit.kind == "hidden":
-            return
-        if self._fit.watching is None or not self._fit.watching.recorder.covers(optimizer):
-            self._prepare(trainer, pl_module, optimizer)
-        self._record(trainer, optimizer)
+        """Measure this optimizer's gradients, and note the weights that it is about to change."""
+        self._fit.announced.add(id(optimizer))
+        self._measure(trainer, pl_module, optimizer)
+        if self._fit.automatic:  # else they were noted when the step was entered; here that would hold activations too
+            self._note(self._fit.before_step, optimizer)
 
     @guarded
+    @timed
+    def _before_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+        if not self._fit.automatic:
+            self._cover(trainer, pl_module, optimizer)
+            self._note(self._fit.before_step, optimizer)
+
+    @guarded
+    @timed
+    def _after_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+        """Note what a step has done; measure the gradients of one that Lightning did not announce."""
+        if id(optimizer) not in self._fit.announced:
+            self._measure(trainer, pl_module, optimizer)
+        self._fit.announced.discard(id(optimizer))
+        step = _trainer.log_step(trainer)
+        clipped = self._fit.gradients(optimizer) if self._fit.clipping and self._fit.measures(step) else {}
+        self._note(self._fit.after_step, step, optimizer, clipped)
+
+    @guarded
+    @timed
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Read, judge and tell, when it is due."""
         self._fit.stop_listening()  # where no optimizer steps through Lightning, nothing else would
-        if _trainer.log_step(trainer) + 1 - self._fit.flushed >= self._flush_every:
+        self._land(trainer, pl_module)
+        if self._fit.is_due:
             self._flush(trainer, pl_module)
 
     @guarded
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Judge what is left, and say what could not be measured."""
-        self._flush(trainer, pl_module)
-        watching = self._fit.watching
-        if watching is not None:
-            watching.page.show(self._findings, last=True)
-            for line in unmeasured("gradients", self._fit.unmeasured | watching.recorder.unmeasured):
-                _trainer.tell(trainer, line)
-            self._tell_unseen(trainer, pl_module, watching)
-        elif self._fit.kind != "hidden" and _trainer.log_step(trainer):
-            _trainer.tell(trainer, "weightwatch: gradients not measured: no optimizer step was seen through Lightning.")
+        self._flush(trainer, pl_module, wait=True)
+        if self._fit.watching is not None:
+            self._fit.watching.page.show(self.findings, last=True)
+        tell_unmeasured(trainer, pl_module, self._fit)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save what this process knows, and let go of the model."""
@@ -231,72 +272,103 @@ class GradientHealthMonitor(pl.Callback):
     @guarded
     def _save(self, trainer: pl.Trainer) -> None:
         """Judge what waits. Other processes may be gone, so nothing is merged; a shard alone tells nothing."""
-        watching = self._fit.watching
-        if watching is not None and self._fit.kind != "sharded":
-            self._learn(trainer, watching.recorder.gather(watching.recorder.drain(), agree=False))
+        watching, flight = self._fit.watching, self._fit.flight
+        if watching is None or self._fit.kind == "sharded":
+            return
+        if flight is not None and (self._fit.kind == "single" or flight.parcel.landed):
+            self._learn(trainer, watching.recorder.receive(flight))
+        self._learn(trainer, watching.recorder.receive(watching.recorder.send({}, agree=False)))
 
     def _let_go(self) -> None:
         settle(self)
-        self._fit.stop_listening()
+        self._fit.let_go()
         if self._fit.watching is not None:
             self._first_losses = list(self._fit.watching.evidence.first_losses)
-        self._fit = _Fit()
+        self._fit = GradientFit()
 
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
         """Lay out what is watched. Lazy parameters are there by now, so this waits for the first step."""
-        if self._fit.watching is not None:
-            self._flush(trainer, pl_module)
-        chosen = meeting(self, lambda: self._choose(trainer, pl_module), pl_module.device)
-        recorder = GradientRecorder(
-            chosen, named_tensors(pl_module), rows=self._flush_every + 1, sharded=self._fit.kind == "sharded"
-        )
-        self._lay_out(trainer, recorder, optimizer)
+        fit = self._fit
+        if fit.watching is not None:
+            self._flush(trainer, pl_module, wait=True)
+        chosen = meeting(self, lambda: fit.choose(trainer, pl_module, self.include, self.exclude), pl_module.device)
+        rows, sharded = fit.flush_every + 1, fit.kind == "sharded"
+        tensors = named_tensors(pl_module)
+        recorder = GradientRecorder(chosen, tensors, rows=rows, sharded=sharded, clipping=fit.clipping)
+        planned = reduce.largest(_trainer.planned_steps(trainer) or 0, pl_module.device) or None
+        # Loggers are opened on one process only; if that fails, all must know before the next collective.
+        meeting(self, lambda: self._lay_out(trainer, recorder, optimizer, planned), pl_module.device)
 
-    @deferred
-    def _lay_out(self, trainer: pl.Trainer, recorder: GradientRecorder, optimizer: Optimizer) -> None:
-        """Make what remembers and what shows; loggers are opened on one process only, so a failure waits."""
+    def _lay_out(
+        self, trainer: pl.Trainer, recorder: GradientRecorder, optimizer: Optimizer, planned: int | None
+    ) -> None:
+        """Make what remembers and what shows."""
         for known in (*trainer.optimizers, optimizer):
             recorder.accept(known)
-        names = [p.name for p in recorder.parameters]
-        places = self._fit.order.places(names) if self._fit.order else {}
-        watched = [Watched(p.name, p.numel, p.is_matrix, places.get(p.name, 0)) for p in recorder.parameters]
-        evidence = Evidence(watched, window=self.window, scaled_loss=_trainer.has_grad_scaler(trainer))
-        evidence.first_losses = list(self._first_losses)
-        if self._fit.watching is not None:
-            evidence.take_over(self._fit.watching.evidence)
-        page = GradientPage(
-            _trainer.sinks_of(trainer),
-            self.prefix,
-            evidence,
-            planned=_trainer.planned_steps(trainer),
-            every_n_steps=self.every_n_steps,
-        )
-        self._fit.watching = _Watching(recorder, evidence, page)
+        scaled, sinks = _trainer.has_grad_scaler(trainer), _trainer.sinks_of(trainer)
+        evidence = self._fit.evidence_for(recorder, self.window, scaled_loss=scaled, first_losses=self._first_losses)
+        page = GradientPage(sinks, self.prefix, evidence, planned=planned, every_n_steps=self.every_n_steps)
+        every, least = self.statistics_every_n_steps, _trainer.log_every_n_steps(trainer)
+        spread = Cadence(points=_SNAPSHOTS, least=least, planned=planned)
+        self._fit.statistics = Cadence.every(every) if every else spread
+        self._fit.watching = Watching(recorder, evidence, page)
 
-    def _choose(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Parameter]:
-        described = describe(pl_module)
-        if self._fit.kind == "sharded":
-            tensors, flat = named_tensors(pl_module), _trainer.makes_flat_shards(trainer)
-            described = as_wholes(described, self._fit.whole, tensors, flat=flat)
-        known = {p.name: p for p in described}
-        chosen = [known[name] for name in select_or_warn(_ME, known, self.include, self.exclude)]
-        self._fit.unmeasured = {p.name: p.unmeasurable for p in chosen if p.unmeasurable}
-        return [p for p in chosen if p.unmeasurable is None]
+    def _cover(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+        """See to it that an optimizer's parameters are watched, and that a snapshot is begun if one is due."""
+        self._fit.stop_listening()
+        if self._fit.watching is None or not self._fit.watching.recorder.covers(optimizer):
+            self._prepare(trainer, pl_module, optimizer)
+        self._fit.begin_snapshot(_trainer.log_step(trainer))
+
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+        fit = self._fit
+        if fit.hooks is None:  # gradients are hidden
+            return
+        fit.hooks.watch(optimizer)
+        self._cover(trainer, pl_module, optimizer)
+        fit.last = _trainer.log_step(trainer)
+        if fit.measures(fit.last):
+            self._record(trainer, optimizer, fit.gradients(optimizer))
 
     @deferred
-    def _record(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
-        if self._fit.watching is not None:
-            step, scale = _trainer.log_step(trainer), _trainer.gradient_scale(trainer, optimizer)
-            self._fit.watching.recorder.add(step, optimizer, scale=scale, loss=self._fit.losses.of(step))
+    def _record(self, trainer: pl.Trainer, optimizer: Optimizer, gradients: Gradients) -> None:
+        scale = _trainer.gradient_scale(trainer, optimizer)
+        self._fit.record(_trainer.log_step(trainer), optimizer, gradients, scale)
 
-    def _flush(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring what waits on the device to the host, the same on all ranks, and learn from it."""
-        self._fit.flushed = _trainer.log_step(trainer) + 1
-        if self._fit.watching is not None:
-            recorder = self._fit.watching.recorder
-            rows = meeting(self, recorder.drain, pl_module.device)
-            news = self._learn(trainer, recorder.gather(rows, agree=True)) or ()
-            self._act(trainer, pl_module, news)
+    @deferred
+    def _note(self, note: Callable[..., None], *arguments: Any) -> None:
+        note(*arguments)
+
+    def _flush(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, wait: bool = False) -> None:
+        """Send what waits on the device to the host, the same on all ranks.
+
+        It is read when the next step ends, which is one decision for all ranks; at once where it is there already.
+        """
+        fit = self._fit
+        self._land(trainer, pl_module)
+        fit.flushed = fit.last + 1
+        if fit.watching is not None:
+            own, whole = fit.governor.take() if trainer.is_global_zero else (0.0, 0.0)  # the rank that also draws
+            notes = {"failed": float(self.failure is not None), "own": own, "whole": whole}
+            fit.flight = fit.watching.recorder.send(notes, agree=True)
+            if wait or fit.flight.parcel.at_once:
+                self._land(trainer, pl_module)
+
+    def _land(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Learn from what was sent off last."""
+        fit, flight = self._fit, self._fit.flight
+        if fit.watching is None or flight is None:
+            return
+        fit.flight = None
+        with fit.governor.waiting():
+            flight.parcel.wait()
+        gathered = fit.watching.recorder.receive(flight)
+        if gathered.notes["failed"]:
+            raise self.failure or reduce.PeerError("gradients could not be measured on another process")
+        if fit.governor.learn(gathered.notes["own"], gathered.notes["whole"]):  # the same seconds on all ranks
+            _trainer.tell(trainer, f"weightwatch: {_ME} {fit.governor.notice(_trainer.log_step(trainer) + 1)}")
+        news = self._learn(trainer, gathered) or ()
+        self._act(trainer, pl_module, news)
 
     @deferred
     def _learn(self, trainer: pl.Trainer, gathered: Gathered) -> Sequence[Finding]:
@@ -307,37 +379,13 @@ class GradientHealthMonitor(pl.Callback):
         watching.remember(gathered)
         watched = enumerate(watching.recorder.parameters)
         self._fit.seen.update(p.name for i, p in watched if gathered.measured[:, i].any())
-        news = self._judge(watching.evidence)
-        self._findings += news
-        watching.page.show(self._findings, news=bool(news))
-        self._tell(trainer, news)
+        news = self._judgement.news(watching.evidence)
+        if gathered.snapshot is not None:
+            self._snapshot = gathered.snapshot
+        watching.page.overhead = self._fit.governor.share
+        watching.page.show(self.findings, news=bool(news))
+        tell_findings(trainer, news, self._fit.folder, self._unwritten)
         return news
-
-    def _judge(self, evidence: Evidence) -> tuple[Finding, ...]:
-        findings, failed = judge(self.rules, evidence)
-        for name, error in failed.items():
-            log.warning("The rule %s failed (%s: %s). It is left out.", name, type(error).__name__, error)
-        self.rules = tuple(rule for rule in self.rules if rule.name not in failed)
-        return self._ledger.news(findings)
-
-    def _tell(self, trainer: pl.Trainer, news: Sequence[Finding]) -> None:
-        for finding in news:
-            # One process does this, so a failure must not switch it off: the others would wait at the next meeting.
-            attempt("Writing a finding", partial(self._write, trainer, finding), self._unwritten)
-            if finding.severity != "info":
-                _trainer.tell(trainer, f"weightwatch: {finding}")
-
-    def _write(self, trainer: pl.Trainer, finding: Finding) -> None:
-        if trainer.is_global_zero and self._fit.folder is not None:
-            files.append_line(self._fit.folder / "findings.jsonl", finding.to_dict())
-
-    def _tell_unseen(self, trainer: pl.Trainer, pl_module: pl.LightningModule, watching: _Watching) -> None:
-        """Say which parameters never had a gradient: unused ones, or ones stepped behind Lightning's back."""
-        waiting = {name for name, tensor in named_tensors(pl_module).items() if tensor.requires_grad}
-        unseen = [p.name for p in watching.recorder.parameters if p.name in waiting - self._fit.seen]
-        if unseen:
-            who = f"{listed(unseen)} (unused, or stepped without Lightning)"
-            _trainer.tell(trainer, f"weightwatch: gradients not measured: none was seen of {who}.")
 
     def _act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, news: Sequence[Finding]) -> None:
         """Do what the user asked for on all ranks, if one has a critical finding."""
@@ -347,48 +395,3 @@ class GradientHealthMonitor(pl.Callback):
         if self.action == "raise":
             raise UnhealthyRunError(str(critical or "A critical finding on another process."))
         trainer.should_stop = True
-
-
-@dataclass
-class _Watching:
-    """What is watched, what is remembered of it, and where it is shown."""
-
-    recorder: GradientRecorder
-    evidence: Evidence
-    page: GradientPage
-
-    def remember(self, gathered: Gathered) -> None:
-        """Take over what a flush brought."""
-        rows = zip(gathered.steps, gathered.norms, gathered.measured, gathered.losses, strict=True)
-        for step, norms, measured, loss in rows:
-            self.evidence.add(step, norms, measured=measured, loss=None if np.isnan(loss) else loss)
-        self.page.remember(len(gathered.steps))
-
-
-@dataclass
-class _Fit:
-    """All that belongs to one fit and is dropped after it."""
-
-    whole: tuple[Parameter, ...] = ()
-    kind: _trainer.StrategyKind = "single"
-    folder: Path | None = None
-    flushed: int = 0
-    losses: LossMeter = field(default_factory=LossMeter)
-    seen: set[str] = field(default_factory=set)
-    unmeasured: dict[str, str] = field(default_factory=dict)
-    order: ForwardOrder | None = None
-    watching: _Watching | None = None
-
-    def stop_listening(self) -> None:
-        """Take the hooks of the first backward pass away."""
-        if self.order is not None:
-            self.order.stop()
-
-
-def _rules(rules: Sequence[Rule] | None) -> tuple[Rule, ...]:
-    if rules is None:
-        return tuple(all_rules("gradients").values())
-    if isinstance(rules, str) or not isinstance(rules, Sequence) or not all(isinstance(r, Rule) for r in rules):
-        remedy = "Use [*all_rules('gradients').values(), MY_RULE] from lightning_weightwatch.rules."
-        _arguments.refuse(_ME, "rules", rules, "a list of Rule or None", remedy, wrong_type=True)
-    return tuple(rules)

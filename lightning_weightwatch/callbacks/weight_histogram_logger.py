@@ -17,9 +17,11 @@ from torch.optim import Optimizer
 from lightning_weightwatch import _arguments, reduce
 from lightning_weightwatch.callbacks import _trainer
 from lightning_weightwatch.callbacks._cadence import Cadence
-from lightning_weightwatch.callbacks._guard import deferred, guarded, meeting, settle
+from lightning_weightwatch.callbacks._governor import Governor, timed
+from lightning_weightwatch.callbacks._guard import deferred, guarded, settle
 from lightning_weightwatch.callbacks._names import select_or_warn, unmeasured
 from lightning_weightwatch.callbacks._weight_pages import Array, WeightPages
+from lightning_weightwatch.counter import SharedCounter, count
 from lightning_weightwatch.parameters import (
     Parameter,
     as_wholes,
@@ -30,7 +32,6 @@ from lightning_weightwatch.parameters import (
 )
 from lightning_weightwatch.recorder import owned
 from lightning_weightwatch.sinks import Sinks
-from lightning_weightwatch.stats import histogram
 
 _ME = "WeightHistogramLogger"
 _HISTOGRAMS, _PICTURES = 50, 10  # what TensorBoard keeps per tag
@@ -64,6 +65,9 @@ class WeightHistogramLogger(pl.Callback):
         exclude: Of those, leave out the ones that match one of these.
         gradients: Log gradients too.
         figures: Draw so many weights and as many biases, spread evenly over the depth; 0 draws none.
+        max_overhead: The largest share of the training time that logging may take. Between the first and the last
+            pictures further ones are drawn when those before are paid for; histograms are thinned, and it says so,
+            once the excess has come to 5 seconds. ``None`` keeps the cadence fixed, and the log reproducible.
         prefix: The first part of every tag.
 
     Raises:
@@ -83,6 +87,7 @@ class WeightHistogramLogger(pl.Callback):
         exclude: Sequence[str] = (),
         gradients: bool = True,
         figures: int = 6,
+        max_overhead: float | None = 0.01,
         prefix: str = "health",
     ) -> None:
         super().__init__()
@@ -93,6 +98,9 @@ class WeightHistogramLogger(pl.Callback):
         self.exclude = _arguments.patterns(_ME, "exclude", exclude)
         self.gradients = _arguments.flag(_ME, "gradients", gradients, "Use False to log weights only.")
         self.figures = _arguments.whole_number(_ME, "figures", figures, least=0, remedy="Use 0 to draw none.")
+        self.max_overhead = _arguments.share(
+            _ME, "max_overhead", max_overhead, "Use 0.01 for 1 % of the time, None for a fixed cadence."
+        )
         self.prefix = _arguments.tag_prefix(_ME, "prefix", prefix)
         self.broken = False
         self.failure: Exception | None = None
@@ -120,7 +128,8 @@ class WeightHistogramLogger(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin anew, and note whole shapes before a strategy cuts them."""
         if stage == "fit":
-            self._fit, self._axes = _Fit(whole=describe(pl_module)), {}
+            self._fit = _Fit(whole=describe(pl_module), governor=Governor(self.max_overhead))
+            self._axes = {}
 
     @guarded
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -129,15 +138,17 @@ class WeightHistogramLogger(pl.Callback):
         fit.sharded, fit.flat = kind == "sharded", _trainer.makes_flat_shards(trainer)
         fit.sinks = _trainer.sinks_of(trainer)
         fit.active = kind != "hidden" and (bool(fit.sinks) or fit.sharded)
-        planned = _trainer.planned_steps(trainer)
+        planned = reduce.largest(_trainer.planned_steps(trainer) or 0, pl_module.device) or None
         least = self.every_n_steps or _trainer.log_every_n_steps(trainer)
         if self.every_n_steps is None:  # one point is kept for the weights as they are left
             fit.histograms = Cadence(points=_HISTOGRAMS - 1, least=least, planned=planned)
         else:
             fit.histograms = Cadence.every(self.every_n_steps)
         fit.pictures = Cadence(points=_PICTURES - 1, least=_PICTURE_COST * least, planned=planned)
+        fit.governor.take()  # what came before is no training
 
     @guarded
+    @timed
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -145,9 +156,11 @@ class WeightHistogramLogger(pl.Callback):
         fit, step = self._fit, _trainer.log_step(trainer)
         if fit.active and fit.histograms.due(step):
             fit.gradients_due, fit.counted = step, set()
-            self._log_weights(pl_module, step, pictures=fit.pictures.due(step))
+            affordable = not fit.drawn or fit.governor.is_paid
+            self._log_weights(trainer, pl_module, step, pictures=fit.pictures.due(step) and affordable)
 
     @guarded
+    @timed
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
@@ -162,14 +175,14 @@ class WeightHistogramLogger(pl.Callback):
         names = [name for name in self._chosen(pl_module) if name in tensors]
         held = [tensors[name] for name in names]
         scale = _trainer.gradient_scale(trainer, optimizer)
-        counts = self._count(pl_module, names, held, [p.grad for p in held], scale)
-        self._page(pl_module).gradients(counts, step)
+        gradients = reduce.sum_of_partials([p.grad for p in held], held)
+        self._page(pl_module).gradients(self._count(trainer, names, held, gradients, scale), step)
 
     @guarded
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the weights as they are left."""
         if self._fit.active:
-            self._log_weights(pl_module, _trainer.log_step(trainer), pictures=True)
+            self._log_weights(trainer, pl_module, _trainer.log_step(trainer), pictures=True)
             self._fit.sinks.flush()
             for line in unmeasured("weights and gradients", self._fit.unmeasured):
                 _trainer.tell(trainer, line)
@@ -199,6 +212,7 @@ class WeightHistogramLogger(pl.Callback):
             if before.keys() != fit.described.keys():
                 fit.chosen = select_or_warn(_ME, fit.described, self.include, self.exclude)
             fit.pages = None
+            fit.shared = SharedCounter({p.name: p.numel for p in described}) if fit.sharded else None
         return {name: fit.described[name] for name in fit.chosen}
 
     def _page(self, pl_module: pl.LightningModule) -> WeightPages:
@@ -208,34 +222,37 @@ class WeightHistogramLogger(pl.Callback):
             self._fit.pages = WeightPages(self._fit.sinks, self.prefix, parameters, self._axes)
         return self._fit.pages
 
-    def _log_weights(self, pl_module: pl.LightningModule, step: int, *, pictures: bool) -> None:
+    def _log_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int, *, pictures: bool) -> None:
         tensors, chosen = named_tensors(pl_module), self._chosen(pl_module)
         held = [tensors[name] for name in chosen]
-        self._page(pl_module).weights(self._count(pl_module, list(chosen), held, held, None), step)
+        self._page(pl_module).weights(self._count(trainer, list(chosen), held, held, None), step)
         if pictures and self._fit.sinks and not self._fit.sharded:  # a shard has no picture
             drawn = [name for name in _drawn(chosen.values(), self.figures) if unmeasurable(tensors[name]) is None]
             arrays = {name: _array(tensors[name]) for name in drawn}
             self._page(pl_module).figures(arrays, {name: chosen[name].kind for name in drawn}, step)
+            self._fit.drawn = True
 
     def _count(
         self,
-        pl_module: pl.LightningModule,
+        trainer: pl.Trainer,
         names: Sequence[str],
         held: Sequence[Tensor],
         tensors: Sequence[Tensor | None],
         scale: Tensor | None,
     ) -> dict[str, Array]:
         """Count the elements of weights or gradients that can be read; all ranks together, where each has a shard."""
-        if not self._fit.sharded:
-            readable = [i for i, t in enumerate(tensors) if t is not None and unmeasurable(t) is None]
-            shares = [_share(tensors[i], held[i], scale) for i in readable]
-            return _rows([names[i] for i in readable], histogram.measure(shares)["counts"])
-        # The layout must be the same on every process, whatever it holds.
-        local = meeting(self, lambda: _local_counts(held, tensors, scale), pl_module.device)
-        weights = reduce.replication_weights(
-            [values(t) for t in held], [self._fit.described[name].numel for name in names]
-        )
-        return _rows(names, reduce.merge({"counts": local}, {"counts": "sum"}, weights)["counts"])
+        fit = self._fit
+        own, whole = fit.governor.take() if trainer.is_global_zero else (0.0, 0.0)  # the rank that also draws
+        if fit.shared is None:
+            counts = count(names, held, tensors, scale)
+        else:
+            notes = {"own": own, "whole": whole}
+            counts, notes = fit.shared.count(names, held, tensors, scale, notes=notes, failure=self.failure)
+            own, whole = notes["own"], notes["whole"]
+        if fit.governor.learn(own, whole):
+            fit.histograms.stride = fit.governor.stride
+            _trainer.tell(trainer, f"weightwatch: {_ME} {fit.governor.notice(_trainer.log_step(trainer))}")
+        return counts
 
 
 @dataclass
@@ -254,24 +271,11 @@ class _Fit:
     chosen: list[str] = field(default_factory=list)
     unmeasured: dict[str, str] = field(default_factory=dict)
     pages: WeightPages | None = None
+    governor: Governor = field(default_factory=lambda: Governor(None))
+    shared: SharedCounter | None = None
+    drawn: bool = False
     gradients_due: int = -1
     counted: set[int] = field(default_factory=set)
-
-
-def _local_counts(held: Sequence[Tensor], tensors: Sequence[Tensor | None], scale: Tensor | None) -> Tensor:
-    shares = [_share(tensor, whole, scale) for tensor, whole in zip(tensors, held, strict=True)]
-    return histogram.measure(shares)["counts"]
-
-
-def _rows(names: Sequence[str], counts: Tensor) -> dict[str, Array]:
-    return dict(zip(names, counts.cpu().double().numpy(), strict=True))
-
-
-def _share(tensor: Tensor | None, whole: Tensor, scale: Tensor | None) -> Tensor:
-    """Return this process's share of a tensor; nothing, where it holds nothing that can be read."""
-    if tensor is None or (tensor.numel() and unmeasurable(tensor)):
-        return values(whole).new_empty(0)
-    return values(tensor) if scale is None else values(tensor) / scale
 
 
 def _array(tensor: Tensor) -> Array:

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from lightning_weightwatch import GradientHealthMonitor
+from lightning_weightwatch.callbacks._judgement import Judgement
 from lightning_weightwatch.errors import UnhealthyRunError
 from lightning_weightwatch.rules import Rule, all_rules
 from lightning_weightwatch.sinks.files import read_lines
@@ -179,7 +180,7 @@ def test_an_internal_error_in_the_last_look_is_not_swallowed(
 ) -> None:
     """It waited for a meeting that never came."""
     monitor = GradientHealthMonitor(every_n_steps=100)
-    monkeypatch.setattr(GradientHealthMonitor, "_judge", lambda *_: 1 / 0)
+    monkeypatch.setattr(Judgement, "news", lambda *_: 1 / 0)
     fits.fit(nets.Net, [monitor])
     assert monitor.broken
     assert sum("division by zero" in r.getMessage() for r in caplog.records) == 1

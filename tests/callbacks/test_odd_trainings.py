@@ -377,13 +377,39 @@ class HalfRaw(Raw):
     raw = ("head",)
 
 
-def test_an_optimizer_stepped_without_lightning_is_said_to_be_unmeasured(capsys: Any) -> None:
-    fits.fit(Raw, [GradientHealthMonitor()])
-    assert "gradients not measured: no optimizer step was seen through Lightning" in capsys.readouterr().out
+class Unknown(Raw):
+    """Steps an optimizer that the Trainer was never given."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        super().training_step(batch, batch_idx)
+        torch.optim.SGD(self.head.parameters(), lr=0.05).step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(self.body.parameters(), lr=0.05)] * 2
+
+    raw = ()
 
 
-def test_one_of_two_optimizers_stepped_without_lightning_is_said_to_be_unmeasured(capsys: Any) -> None:
-    fits.fit(HalfRaw, [GradientHealthMonitor()])
+@pytest.mark.parametrize("net", [Raw, HalfRaw])
+def test_an_optimizer_stepped_without_lightning_is_measured_by_its_own_hook(net: type, capsys: Any) -> None:
+    """It was said to be unseen: Lightning's hook does not come."""
+    model, norms = fresh(), []
+    parts = [(p, torch.optim.SGD(p.parameters(), lr=0.05)) for p in (model.body, model.head)]
+    for batch in nets.batches():
+        row = []
+        for part, optimizer in parts:
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            row += norms_of(list(part.parameters()))
+            optimizer.step()
+        norms.append(row)
+    spy = recorded(net, max_epochs=1)
+    same(spy.last.norms, norms)
+    assert "not measured" not in capsys.readouterr().out
+
+
+def test_an_optimizer_that_the_trainer_does_not_know_is_said_to_be_unmeasured(capsys: Any) -> None:
+    fits.fit(Unknown, [GradientHealthMonitor()])
     assert capsys.readouterr().out.count("not measured: none was seen of head.weight, head.bias (unused") == 1
 
 

@@ -1,6 +1,5 @@
 """Two processes on gloo see what one process sees, write once, and never wait for one another."""
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,60 +7,18 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import pytest
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lightning_weightwatch import GradientHealthMonitor, InitAuditor, SeedEverything, WeightHistogramLogger
 from lightning_weightwatch.rules import Finding, Rule
 from tests.helpers import events, fits, truth
+from tests.helpers.strategies import FORKING_IS_FINE, Flat, Sharded, ShardedModel, replicated
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*This process .* is multi-threaded, use of fork.*"),
-    pytest.mark.filterwarnings("ignore:.*barrier.*"),
-    pytest.mark.filterwarnings("ignore:.*Using the current device set by the user.*"),
-]
-
-
-class _Forked(_MultiProcessingLauncher):
-    """Forked processes start in a fraction of a second; their shards stay theirs, the parent has no use for them."""
-
-    def _collect_rank_zero_results(self, trainer: pl.Trainer, results: Any) -> None:
-        """Bring nothing back."""
-
-    def _recover_results_in_main_process(self, worker_output: Any, trainer: pl.Trainer) -> None:
-        """Take nothing back."""
-
-    def launch(self, *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any) -> None:
-        """Run it, and expect no results."""
-        with contextlib.suppress(AttributeError):  # raised by the parent when it looks into the missing results
-            super().launch(*args, trainer=trainer, **kwargs)
-
-
-class Sharded(ModelParallelStrategy):
-    """FSDP2 on two processes."""
-
-    def _configure_launcher(self) -> None:
-        self._launcher = _Forked(self, start_method="fork")
-
-
-class ShardedModel(truth.Model):
-    """The network cut into shards by rows; 7, 3 and 1 rows on two ranks are uneven and partly empty."""
-
-    def configure_model(self) -> None:
-        from torch.distributed.fsdp import fully_shard
-
-        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
-
+pytestmark = FORKING_IS_FINE
 
 STRATEGIES = {
-    "DDP": (truth.Model, lambda: DDPStrategy(start_method="fork", process_group_backend="gloo")),
-    "FSDP2": (
-        ShardedModel,
-        lambda: Sharded(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"),
-    ),
+    "DDP": (truth.Model, replicated),
+    "FSDP2": (ShardedModel, lambda: Sharded(2)),
 }
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
@@ -135,11 +92,11 @@ def test_raise_ends_the_run_on_all_ranks(strategy: str) -> None:
 class FailsOnOneRank(GradientHealthMonitor):
     """Has a bug that only the second process meets, and only at step 6."""
 
-    def _record(self, trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> None:
+    def _record(self, trainer: pl.Trainer, *arguments: Any) -> None:
         if trainer.global_rank == 1 and trainer.global_step >= 6:
             self.failure = RuntimeError("a bug of ours")
         else:
-            super()._record(trainer, optimizer)
+            super()._record(trainer, *arguments)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
@@ -176,24 +133,12 @@ class Scribe(GradientHealthMonitor):
 @pytest.mark.parametrize("action", ["warn", "stop"])
 def test_an_illness_of_one_rank_is_told_on_all_and_nobody_waits(action: str, tmp_path: Path) -> None:
     """It was told by its own process only, and with "stop" that process alone left: the others waited for ever."""
-    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo")
-    options = {"strategy": strategy, "devices": 2, "max_epochs": 1, "use_distributed_sampler": False}
+    options = {"strategy": replicated(), "devices": 2, "max_epochs": 1, "use_distributed_sampler": False}
     fits.trainer([Scribe(every_n_steps=2, action=action)], default_root_dir=tmp_path, **options).fit(IllOnOneRank())
     told = [json.loads((tmp_path / f"told{rank}").read_text()) for rank in range(2)]
     assert told[0] == told[1]
     assert (told[0][0]["rule"], told[0][0]["since_step"]) == ("non_finite_gradients", 4)
     assert told[0][0]["parameters"] == ["net.4.bias"]
-
-
-class Flat(FSDPStrategy):
-    """FSDP of the first generation in forked processes on a CPU, which Lightning refuses to the class itself."""
-
-    def _configure_launcher(self) -> None:
-        self._launcher = _Forked(self, start_method="fork")
-
-    def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
-        self.kwargs["device_id"] = torch.device("cpu")
-        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
 
 
 class MadeLate(truth.Model):
@@ -214,9 +159,7 @@ def test_flat_shards_never_pass_for_wholes(made_late: bool, tmp_path: Path, capf
     """Histograms of a network made in ``configure_model`` counted one process's share, and nothing was said."""
     watchers = [Scribe(rules=[truth.spy(tmp_path)]), WeightHistogramLogger(every_n_steps=1)]
     options = {"devices": 2, "max_epochs": 1, "use_distributed_sampler": False, "logger": TensorBoardLogger(tmp_path)}
-    fits.trainer(watchers, strategy=Flat(process_group_backend="gloo"), **options).fit(
-        MadeLate() if made_late else truth.Model()
-    )
+    fits.trainer(watchers, strategy=Flat(), **options).fit(MadeLate() if made_late else truth.Model())
     counted = events.read(tmp_path).histograms("health.weight_hist/00 net.0.weight")
     said = capfd.readouterr().out
     if made_late:

@@ -1,0 +1,156 @@
+"""All that belongs to one fit under the gradient monitor: what is watched, what waits, which steps are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_weightwatch.callbacks import _trainer
+from lightning_weightwatch.callbacks._cadence import Cadence
+from lightning_weightwatch.callbacks._governor import Governor
+from lightning_weightwatch.callbacks._gradient_page import GradientPage
+from lightning_weightwatch.callbacks._names import select_or_warn
+from lightning_weightwatch.callbacks._step_hooks import StepHooks
+from lightning_weightwatch.callbacks._trainer import StrategyKind
+from lightning_weightwatch.evidence import Evidence, Watched
+from lightning_weightwatch.parameters import ForwardOrder, Parameter, as_wholes, describe, named_tensors
+from lightning_weightwatch.recorder import Flight, Gathered, GradientRecorder, Gradients, LossMeter
+
+
+@dataclass
+class Watching:
+    """What is watched, what is remembered of it, and where it is shown."""
+
+    recorder: GradientRecorder
+    evidence: Evidence
+    page: GradientPage
+
+    def remember(self, gathered: Gathered) -> None:
+        """Take over what a flush brought."""
+        for i, step in enumerate(gathered.steps):
+            loss = gathered.losses[i]
+            self.evidence.add(
+                step,
+                gathered.norms[i],
+                measured=gathered.measured[i],
+                loss=None if np.isnan(loss) else loss,
+                clipped=gathered.clipped[i],
+            )
+        if gathered.snapshot is not None:
+            self.evidence.add_snapshot(gathered.snapshot)
+        self.page.remember(len(gathered.steps))
+
+
+@dataclass
+class GradientFit:
+    """The state of one fit; dropped after it.
+
+    ``governor.stride`` thins everything: with a stride of 4 every fourth step is measured, and what is measured is read
+    a quarter as often.
+    """
+
+    whole: tuple[Parameter, ...] = ()
+    kind: StrategyKind = "single"
+    folder: Path | None = None
+    automatic: bool = True
+    clipping: bool = False
+    flush_every: int = 1
+    flushed: int = 0
+    last: int = -1
+    snapshot_at: int = -1
+    governor: Governor = field(default_factory=lambda: Governor(None))
+    statistics: Cadence = field(default_factory=lambda: Cadence.every(1))
+    hooks: StepHooks | None = None
+    announced: set[int] = field(default_factory=set)
+    flight: Flight | None = None
+    losses: LossMeter = field(default_factory=LossMeter)
+    seen: set[str] = field(default_factory=set)
+    unmeasured: dict[str, str] = field(default_factory=dict)
+    order: ForwardOrder | None = None
+    watching: Watching | None = None
+
+    def choose(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, include: Sequence[str], exclude: Sequence[str]
+    ) -> list[Parameter]:
+        """Return the parameters to watch; what cannot be measured is noted."""
+        described = describe(pl_module)
+        if self.kind == "sharded":
+            tensors, flat = named_tensors(pl_module), _trainer.makes_flat_shards(trainer)
+            described = as_wholes(described, self.whole, tensors, flat=flat)
+        known = {p.name: p for p in described}
+        chosen = [known[name] for name in select_or_warn("GradientHealthMonitor", known, include, exclude)]
+        self.unmeasured = {p.name: p.unmeasurable for p in chosen if p.unmeasurable}
+        return [p for p in chosen if p.unmeasurable is None]
+
+    def measures(self, step: int) -> bool:
+        """Whether a step is measured."""
+        return step % self.governor.stride == 0
+
+    @property
+    def next_flush(self) -> int:
+        """The number of steps after which what waits is read."""
+        return self.flushed + self.flush_every * self.governor.stride
+
+    @property
+    def is_due(self) -> bool:
+        """Whether what waits is to be read; batches that only accumulate are no steps."""
+        return self.last + 1 >= self.next_flush
+
+    def gradients(self, optimizer: Optimizer) -> Gradients:
+        """Return an optimizer's gradients; a collective under tensor parallelism."""
+        return self.watching.recorder.gradients(optimizer) if self.watching is not None else {}
+
+    def record(self, step: int, optimizer: Optimizer, gradients: Gradients, scale: Tensor | None) -> None:
+        """Measure an optimizer's gradients."""
+        if self.watching is not None:
+            self.watching.recorder.add(step, optimizer, gradients, scale=scale, loss=self.losses.of(step))
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Note the weights that an optimizer is about to change."""
+        if self.watching is not None:
+            self.watching.recorder.before_step(optimizer)
+
+    def after_step(self, step: int, optimizer: Optimizer, clipped: Gradients) -> None:
+        """Note what a step has done."""
+        if self.watching is not None and self.measures(step):
+            self.watching.recorder.after_step(step, optimizer, clipped)
+
+    def begin_snapshot(self, step: int) -> None:
+        """Take full statistics of the last step that is measured before a flush, if they are due.
+
+        Processes merge what they have, so this must not depend on what went well on one of them.
+        """
+        last = self.measures(step) and step + self.governor.stride >= self.next_flush
+        if self.watching is not None and last and step != self.snapshot_at and self.statistics.due(step):
+            self.snapshot_at = step
+            self.watching.recorder.begin_snapshot(step)
+
+    def evidence_for(
+        self, recorder: GradientRecorder, window: int, *, scaled_loss: bool, first_losses: Sequence[float]
+    ) -> Evidence:
+        """Return evidence of what a recorder records, with what was remembered of the same parameters so far."""
+        names = [p.name for p in recorder.parameters]
+        places = self.order.places(names) if self.order else {}
+        watched = [Watched(p.name, p.numel, p.is_matrix, places.get(p.name, 0)) for p in recorder.parameters]
+        evidence = Evidence(watched, window=window, scaled_loss=scaled_loss)
+        evidence.first_losses = list(first_losses)
+        if self.watching is not None:
+            evidence.take_over(self.watching.evidence)
+        return evidence
+
+    def stop_listening(self) -> None:
+        """Take the hooks of the first backward pass away."""
+        if self.order is not None:
+            self.order.stop()
+
+    def let_go(self) -> None:
+        """Take every hook away."""
+        self.stop_listening()
+        if self.hooks is not None:
+            self.hooks.remove()

@@ -1,0 +1,147 @@
+"""What is measured on few steps and in full: statistics of every gradient, weight and update.
+
+The gradient norm of every step lies in ``recorder``. A snapshot is begun with the gradients of a step and ended when
+its optimizer has stepped; between snapshots no memory is held.
+
+An update is what a step did to a weight, measured as the difference, so it is right for every optimizer. It needs a
+copy of the weights for the duration of that one step; where there is no room for it, updates are not measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_weightwatch import stats
+from lightning_weightwatch.evidence import Snapshot
+from lightning_weightwatch.parameters import Parameter, values
+from lightning_weightwatch.stats import norm
+
+_GRADIENT = tuple(name for name in stats.all_statistics() if name != "histogram")
+_EMPTY: dict[stats.Merge, float] = {"sum": 0.0, "max": -torch.inf, "min": torch.inf}
+
+UNITS = {
+    "grad_norm": "l2 norm of the gradient",
+    "grad_mean": "mean of its finite elements",
+    "grad_std": "their standard deviation",
+    "grad_abs_max": "their largest magnitude",
+    "grad_min": "the smallest of them",
+    "grad_max": "the largest of them",
+    "grad_zero_share": "share of elements that are exactly zero, 0 to 1",
+    "grad_nonfinite": "number of NaN and Inf",
+    "weight_norm": "l2 norm of the weight before the step",
+    "update_norm": "l2 norm of what the step changed",
+    "update_ratio": "update norm over weight norm",
+}
+
+
+def merges() -> dict[str, stats.Merge]:
+    """Return how each partial of a snapshot is merged over processes."""
+    gradient = {f"gradient/{key}": merge for key, merge in stats.merges(_GRADIENT).items()}
+    flags: dict[str, stats.Merge] = dict.fromkeys(("gradient", "weight", "update"), "sum")
+    return {**gradient, **flags, "weight/sum_sq": "sum", "update/sum_sq": "sum"}
+
+
+class SnapshotMeter:
+    """The partials of one step's snapshot, one column per parameter, on the device and local to this process.
+
+    Args:
+        step: The step.
+        columns: The number of parameters.
+        device: Where the tensors are.
+        dtype: The type of the partials.
+    """
+
+    def __init__(self, step: int, columns: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.step = step
+        self.partials = {
+            key: torch.full((columns,), _EMPTY[merge], device=device, dtype=dtype) for key, merge in merges().items()
+        }
+        self._before: dict[int, tuple[list[int], list[Tensor]]] = {}
+        self._done: set[tuple[str, int]] = set()
+
+    def gradients(self, optimizer: int, columns: Sequence[int], gradients: Sequence[Tensor]) -> None:
+        """Measure gradients, unscaled and as plain local tensors; of several steps of an optimizer the first."""
+        if self._first("gradient", optimizer) and columns:
+            for key, part in stats.measure(_GRADIENT, gradients).items():
+                self._put(f"gradient/{key}", columns, part)
+            self._put("gradient", columns, torch.ones(len(columns)))
+
+    def weights(self, optimizer: int, columns: Sequence[int], weights: Sequence[Tensor]) -> None:
+        """Measure weights that are about to be stepped, and keep a copy of them until they are."""
+        if self._first("weight", optimizer) and columns:
+            self._put("weight/sum_sq", columns, norm.measure(weights)["sum_sq"])
+            self._put("weight", columns, torch.ones(len(columns)))
+            try:
+                self._before[optimizer] = (list(columns), [w.clone() for w in weights])
+            except torch.cuda.OutOfMemoryError:  # a run that just fits must not end for our copy
+                self._before.pop(optimizer, None)
+
+    def updates(self, optimizer: int, weights: Mapping[int, Tensor]) -> None:
+        """Measure what a step changed, and drop the copies.
+
+        Args:
+            optimizer: Which optimizer stepped.
+            weights: The weights as they are now, by column.
+        """
+        columns, before = self._before.pop(optimizer, ([], []))
+        kept = [(i, old) for i, old in zip(columns, before, strict=True) if i in weights]
+        kept = [(i, old) for i, old in kept if weights[i].shape == old.shape]
+        if kept:
+            changes = [_difference(weights[i], old) for i, old in kept]
+            self._put("update/sum_sq", [i for i, _ in kept], norm.measure(changes)["sum_sq"])
+            self._put("update", [i for i, _ in kept], torch.ones(len(kept)))
+
+    def _first(self, what: str, optimizer: int) -> bool:
+        """Whether it is the first time; an optimizer may step several times within one step."""
+        first = (what, optimizer) not in self._done
+        self._done.add((what, optimizer))
+        return first
+
+    def _put(self, key: str, columns: Sequence[int], part: Tensor) -> None:
+        target = self.partials[key]
+        target[torch.tensor(columns, device=target.device)] = part.to(target)
+
+
+def read(step: int, partials: Mapping[str, NDArray[np.float64]], parameters: Sequence[Parameter]) -> Snapshot:
+    """Turn merged partials into read-outs by the names of ``UNITS``, each of shape ``[P]``.
+
+    NaN means that something was not measured; a norm is Inf where an element is not finite, and so is its ratio.
+    A sparse gradient stores no zeros; they are counted from the size of the whole parameter. Without a weight norm, or
+    with one of zero, there is no update ratio.
+    """
+    gradient = {key.removeprefix("gradient/"): part for key, part in partials.items() if key.startswith("gradient/")}
+    _add_unstored(gradient, np.array([p.numel for p in parameters], dtype=np.float64))
+    found = stats.read(_GRADIENT, {key: torch.from_numpy(part.copy()) for key, part in gradient.items()})
+    known = {f"grad_{name}".replace("grad_l2", "grad_norm"): value.numpy() for name, value in found.items()}
+    out = {name: np.where(partials["gradient"] > 0, known[name], np.nan) for name in UNITS if name in known}
+    for what, norms in (("grad", known["grad_norm"]), ("weight", None), ("update", None)):
+        squares = partials[f"{what}/sum_sq"] if norms is None else norms**2
+        measured = partials["gradient" if what == "grad" else what] > 0
+        out[f"{what}_norm"] = np.where(measured, np.sqrt(np.where(np.isfinite(squares), squares, np.inf)), np.nan)
+    positive = np.where(out["weight_norm"] > 0, out["weight_norm"], np.nan)
+    with np.errstate(invalid="ignore"):
+        out["update_ratio"] = np.where(np.isinf(out["update_norm"]), np.inf, out["update_norm"] / positive)
+    names = tuple(p.name for p in parameters)
+    return Snapshot(step, names, {name: np.asarray(out[name], dtype=np.float64) for name in UNITS})
+
+
+def _add_unstored(gradient: dict[str, NDArray[np.float64]], numels: NDArray[np.float64]) -> None:
+    """Add the zeros that a sparse gradient does not store."""
+    stored = gradient["moments/count"] + gradient["moments/nonfinite"]
+    unstored = np.maximum(numels - stored, 0)
+    sparse = unstored > 0.5
+    gradient["moments/count"] = gradient["moments/count"] + unstored
+    gradient["moments/zeros"] = gradient["moments/zeros"] + unstored
+    for key, nearer in (("extremes/least", np.minimum), ("extremes/greatest", np.maximum)):
+        gradient[key] = np.where(sparse, nearer(gradient[key], 0.0), gradient[key])
+
+
+def _difference(now: Tensor, before: Tensor) -> Tensor:
+    """Return the change; half precision would round it."""
+    now = values(now)
+    return now - before if now.element_size() >= 4 else now.float() - before.float()
