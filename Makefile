@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check docs clean help
+.PHONY: demo test check docs truth clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -31,6 +31,9 @@ check: $(VENV)/.test  ## format, lint, types
 
 docs: $(VENV)/.test  ## build the reference from the docstrings
 	$(BIN)/python docs/build.py
+
+truth: $(VENV)/.test  ## compare every measurement with plain torch, and write docs/truth_table.md
+	$(BIN)/python -m pytest tests/truth --ignore tests/truth/test_table.py --truth-table docs/truth_table.md
 
 clean:  ## remove the environment and what runs leave behind
 	rm -rf $(VENV) logs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -40,6 +40,21 @@ def flags() -> dict[str, object]:
     }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let ``make truth`` say where the truth table goes."""
+    parser.addoption("--truth-table", metavar="FILE", help="write what tests/truth measured as a page")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Write the truth table from the tests that ran."""
+    if path := config.getoption("--truth-table"):
+        from tests.truth import table
+
+        told = [dict(report.user_properties) for report in terminalreporter.stats.get("passed", [])]
+        page = table.page(properties["truth"] for properties in told if "truth" in properties)
+        (config.rootpath / path).write_text(page, encoding="utf-8")
+
+
 @pytest.fixture(autouse=True)
 def police(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves environment variables, flags, settings of matplotlib or threads behind."""

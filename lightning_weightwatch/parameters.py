@@ -25,6 +25,7 @@ Kind = Literal["linear", "convolution", "recurrent", "attention", "embedding", "
 
 _SHARDED_EARLY = "cut into shards before its whole shape could be noted"
 _FLATTENED = "flattened into one tensor with others by the strategy"
+_REAL = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
 _WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)  # noqa: SLF001 - the only common ancestor of torch's convolutions
 _NORMS = (
@@ -229,11 +230,19 @@ def unmatched(names: Iterable[str], patterns: Sequence[str]) -> dict[str, list[s
     return {p: difflib.get_close_matches(p, names, n=3, cutoff=0.3) for p in missing}
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it is a dense tensor of real numbers and nothing else; most are, and this is asked on every step."""
+    ordinary = type(tensor) is Tensor or type(tensor) is nn.Parameter
+    return ordinary and tensor.dtype in _REAL and tensor.layout is torch.strided and not tensor.is_meta
+
+
 def unmeasurable(tensor: Tensor) -> str | None:
     """Say why the values of ``tensor`` cannot be read, or return ``None``.
 
     An empty *shard* is measurable: it adds nothing to the whole.
     """
+    if is_plain(tensor) and tensor.numel():
+        return None
     if _is_lazy(tensor):
         return "uninitialised lazy parameter"
     if tensor.is_meta:
@@ -255,6 +264,8 @@ def values(tensor: Tensor) -> Tensor:
     Nothing is copied where nothing must be converted. Call it only where ``unmeasurable`` returns ``None``.
     """
     tensor = tensor.detach()
+    if is_plain(tensor):
+        return tensor
     if hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
     if tensor.layout != torch.strided:

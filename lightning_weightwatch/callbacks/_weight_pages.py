@@ -18,8 +18,8 @@ from lightning_weightwatch.parameters import Parameter
 from lightning_weightwatch.sinks import Histogram, Sinks
 from lightning_weightwatch.stats import histogram
 
-BINS = 64  # TensorBoard draws 30 however many there are
 _ROOM = 1.5  # the axis is this much wider than what is first seen
+BINS = 48  # 32 of them on what is first seen; TensorBoard draws 30 there, however many it is given
 _OVERFLOW = 0.05  # the share outside the axis at which it is set anew
 
 Array = NDArray[np.float64]
@@ -90,7 +90,8 @@ class WeightPages:
         if np.isnan(low):
             return None
         axis = self._axes.get(name)
-        if axis is None or _share_outside(row, axis) > _OVERFLOW:
+        inside = axis is not None and axis[0] <= low and high <= axis[1]
+        if axis is None or (not inside and _share_outside(row, axis) > _OVERFLOW):
             middle, half = (low + high) / 2, _ROOM * (high - low) / 2
             half = max(half, 1e-3 * abs(middle), 1e-12)
             axis = self._axes[name] = [float(middle - half), float(middle + half)]
@@ -100,14 +101,15 @@ class WeightPages:
         """Log what a histogram cannot show: non-finite elements, where there are any, and zeros."""
         marks: dict[str, float] = {}
         for name, row in counts.items():
-            nonfinite, zero, total = histogram.nonfinite_count(row), histogram.zero_count(row), row.sum()
+            nonfinite, total = histogram.nonfinite_count(row), row.sum()
             tag = self._tag(f"{what}_nonfinite", name)
             if nonfinite or tag in self._marked:  # a curve that has begun also shows the recovery
                 marks[tag] = nonfinite
                 self._marked.add(tag)
             if zeros and total:
                 unstored = max(self._sizes[name] - total, 0)  # a sparse gradient stores no zeros
-                marks[self._tag(f"{what}_zero_share", name)] = (zero + unstored) / (total + unstored)
+                zero = histogram.zero_count(row) + unstored
+                marks[self._tag(f"{what}_zero_share", name)] = zero / (total + unstored)
         self._sinks.scalars(marks, step, detail=True)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,8 +19,9 @@ from lightning_weightwatch import _arguments, reduce
 from lightning_weightwatch.callbacks import _trainer
 from lightning_weightwatch.callbacks._cadence import Cadence
 from lightning_weightwatch.callbacks._governor import Governor, timed
-from lightning_weightwatch.callbacks._guard import deferred, guarded, settle
+from lightning_weightwatch.callbacks._guard import attempt, deferred, guarded, settle
 from lightning_weightwatch.callbacks._names import select_or_warn, unmeasured
+from lightning_weightwatch.callbacks._step_hooks import StepHooks
 from lightning_weightwatch.callbacks._weight_pages import Array, WeightPages
 from lightning_weightwatch.counter import SharedCounter, count
 from lightning_weightwatch.parameters import (
@@ -49,7 +51,7 @@ class WeightHistogramLogger(pl.Callback):
     ======================================== ========================= ================================================
     tag                                      unit                      meaning
     ======================================== ========================= ================================================
-    ``health.weight_hist/<nn name>``         number of elements        distribution of a weight or bias, 64 linear bins
+    ``health.weight_hist/<nn name>``         number of elements        distribution of a weight or bias, 48 linear bins
     ``health.weight_nonfinite/<nn name>``    number of elements        NaN and Inf in it, once there were any
     ``health.grad_log10_hist/<nn name>``     number of elements        distribution of log10 of the gradient's magnitude
     ``health.grad_zero_share/<nn name>``     share of elements, 0 to 1 gradient elements that are exactly zero
@@ -146,6 +148,9 @@ class WeightHistogramLogger(pl.Callback):
             fit.histograms = Cadence.every(self.every_n_steps)
         fit.pictures = Cadence(points=_PICTURES - 1, least=_PICTURE_COST * least, planned=planned)
         fit.governor.take()  # what came before is no training
+        if fit.active and self.gradients:
+            fit.hooks = StepHooks(lambda _: None, partial(self._after_step, trainer, pl_module))
+            fit.hooks.watch(*trainer.optimizers)
 
     @guarded
     @timed
@@ -165,6 +170,18 @@ class WeightHistogramLogger(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Log this optimizer's gradients, when they are due."""
+        self._fit.announced.add(id(optimizer))
+        self._log_gradients(trainer, pl_module, optimizer)
+
+    @guarded
+    @timed
+    def _after_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+        """Log the gradients of an optimizer that Lightning did not announce."""
+        if id(optimizer) not in self._fit.announced:
+            self._log_gradients(trainer, pl_module, optimizer)
+        self._fit.announced.discard(id(optimizer))
+
+    def _log_gradients(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
         fit, step = self._fit, _trainer.log_step(trainer)
         # LBFGS calls this up to twenty times per step, from points that its line search rejects.
         if not fit.active or not self.gradients or step != fit.gradients_due or id(optimizer) in fit.counted:
@@ -187,15 +204,18 @@ class WeightHistogramLogger(pl.Callback):
             for line in unmeasured("weights and gradients", self._fit.unmeasured):
                 _trainer.tell(trainer, line)
 
-    @guarded
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Bring to disk what was logged."""
-        self._fit.sinks.flush()
-        self._fit = _Fit()
+        """Bring to disk what was logged, and let go of the model."""
+        attempt("Flushing histograms", self._fit.sinks.flush, set())
+        self._let_go()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the model."""
         settle(self)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._fit.let_go()
         self._fit = _Fit()
 
     def _chosen(self, pl_module: pl.LightningModule) -> dict[str, Parameter]:
@@ -276,10 +296,17 @@ class _Fit:
     drawn: bool = False
     gradients_due: int = -1
     counted: set[int] = field(default_factory=set)
+    announced: set[int] = field(default_factory=set)
+    hooks: StepHooks | None = None
+
+    def let_go(self) -> None:
+        """Take every hook away."""
+        if self.hooks is not None:
+            self.hooks.remove()
 
 
 def _array(tensor: Tensor) -> Array:
-    return np.asarray(values(tensor).float().cpu().double().numpy())
+    return np.asarray(values(tensor).float().cpu().numpy())
 
 
 def _drawn(parameters: Iterable[Parameter], most: int) -> list[str]:

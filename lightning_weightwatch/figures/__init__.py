@@ -5,7 +5,7 @@ nothing imports pyplot, so no window opens, no figure stays registered and the u
 ``encode`` turns a figure into the bytes of a PNG.
 """
 
-from lightning_weightwatch.figures._canvas import encode
+from lightning_weightwatch.figures._paper import encode
 from lightning_weightwatch.figures.bias_bars import bias_bars
 from lightning_weightwatch.figures.filters import convolution_filters
 from lightning_weightwatch.figures.health_report import health_report

@@ -10,18 +10,19 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_weightwatch.figures import _canvas
-from lightning_weightwatch.figures._canvas import Floats
+from lightning_weightwatch.figures import _cells, _paper
+from lightning_weightwatch.figures._cells import Floats
+from lightning_weightwatch.figures._panel import colour_bar
+from lightning_weightwatch.figures._paper import MARGIN, Paper, Pixels
 
 _LEFT, _TOP, _ACROSS, _HIGH = 10, 44, 524, 218
 _LEAST_CELL, _MOST_CELL = 3, 24  # pixels per weight; thinner ones vanish when TensorBoard scales the picture down
 _GAP = 4  # pixels between tiles
 _TILES = 64  # the most filters shown where each is one tile
 _PAIRS = 8, 16  # the most filters and the most input channels shown where each pair is one tile
-_FRAME = 0.75  # grey of the line around a tile, so that a filter of zeros is seen
+_FRAME = "#BFBFBF"  # the line around a tile, so that a filter of zeros is seen
 
 
 class _Grid(NamedTuple):
@@ -30,7 +31,7 @@ class _Grid(NamedTuple):
     cell: int  # pixels per weight
 
 
-def convolution_filters(weight: ArrayLike, *, title: str) -> Figure:
+def convolution_filters(weight: ArrayLike, *, title: str) -> Paper:
     """Draw the filters of a convolution.
 
     With one input channel every tile is a filter. With three, in two dimensions, every tile is a filter in colour,
@@ -47,37 +48,35 @@ def convolution_filters(weight: ArrayLike, *, title: str) -> Figure:
 
     Example:
         >>> figure = convolution_filters([[[[1.0, -1.0], [0.5, 0.0]]]], title="conv.weight")
-        >>> figure.texts[-1].get_text()
+        >>> figure.words[-1].text
         '1 filter of 2 x 2'
     """
     weight = np.asarray(weight)
-    with _canvas.house_style():
-        figure = _canvas.canvas(title, note=_canvas.count_non_finite(weight))
-        if not weight.size or weight.ndim < 3:
-            return _canvas.nothing(figure, "no kernel" if weight.size else "no elements")
-        in_colour = weight.ndim == 4 and weight.shape[1] == 3
-        paired = weight.shape[1] > 1 and not in_colour
-        block = _block(weight.shape)
-        planes = _planes(weight[:_TILES, : _PAIRS[1]], block)
-        slices = math.prod(weight.shape[2:-2]) if block == (1, 1) else 1
-        size = planes.shape[2], planes.shape[3] + slices - 1
-        grid = _pair_grid(planes.shape, size) if paired else _filter_grid(len(planes), size)
-        shown = planes[: grid.rows, : grid.columns] if paired else planes[: grid.rows * grid.columns]
-        limit, beyond = _canvas.colour_limit(shown)
-        tiles = _painted(shown, limit, slices, in_colour)
-        _show(figure, tiles, grid)
-        _scale(figure, limit, beyond, in_colour)
-        for y, line in zip((282, 301), _caption(weight.shape, grid, block, paired, in_colour), strict=True):
-            _canvas.write(figure, _canvas.MARGIN, y, line)
-        return figure
+    paper = Paper(title, note=_cells.count_non_finite(weight))
+    if not weight.size or weight.ndim < 3:
+        return paper.say("no kernel" if weight.size else "no elements")
+    in_colour = weight.ndim == 4 and weight.shape[1] == 3
+    paired = weight.shape[1] > 1 and not in_colour
+    block = _block(weight.shape)
+    planes = _planes(weight[:_TILES, : _PAIRS[1]], block)
+    slices = math.prod(weight.shape[2:-2]) if block == (1, 1) else 1
+    size = planes.shape[2], planes.shape[3] + slices - 1
+    grid = _pair_grid(planes.shape, size) if paired else _filter_grid(len(planes), size)
+    shown = planes[: grid.rows, : grid.columns] if paired else planes[: grid.rows * grid.columns]
+    limit, beyond = _cells.colour_limit(shown)
+    paper.lay(_LEFT, _TOP, _sheet(_painted(shown, limit, slices, in_colour), grid))
+    _scale(paper, limit, beyond, in_colour)
+    for y, line in zip((282, 301), _caption(weight.shape, grid, block, paired, in_colour), strict=True):
+        paper.write(MARGIN, y, line)
+    return paper
 
 
 def _block(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return how many weights, down and across, share a cell so that one filter fits the figure."""
     high, slices = (1, *shape[2:])[-2], math.prod(shape[2:-2])
     return (
-        _canvas.group_size(high, _HIGH // _LEAST_CELL),
-        _canvas.group_size(shape[-1] * slices + slices - 1, _ACROSS // _LEAST_CELL),
+        _cells.group_size(high, _HIGH // _LEAST_CELL),
+        _cells.group_size(shape[-1] * slices + slices - 1, _ACROSS // _LEAST_CELL),
     )
 
 
@@ -89,7 +88,7 @@ def _planes(weight: NDArray[Any], block: tuple[int, int]) -> Floats:
     beside: Floats = stacked.reshape(outs, ins, high, slices * wide)
     if block == (1, 1):
         return beside
-    return np.array([[_canvas.pool_largest(plane, *block) for plane in one] for one in beside])
+    return np.array([[_cells.pool_largest(plane, *block) for plane in one] for one in beside])
 
 
 def _filter_grid(count: int, size: tuple[int, int]) -> _Grid:
@@ -116,33 +115,33 @@ def _cell(rows: int, columns: int, high: int, wide: int) -> int:
     return min(_MOST_CELL, across, ((_HIGH + _GAP) // rows - _GAP) // high)
 
 
-def _painted(planes: Floats, limit: float, slices: int, in_colour: bool) -> Floats:
-    """Return one RGBA tile per filter or pair, shape ``[n, h, w, 4]``, slices set apart in grey."""
+def _painted(planes: Floats, limit: float, slices: int, in_colour: bool) -> Pixels:
+    """Return one tile per filter or pair, shape ``[n, h, w, 4]``, slices set apart in grey."""
     if in_colour:
-        return _canvas.grey_colours(np.moveaxis(planes, 1, -1), limit)
-    tiles = _canvas.signed_colours(planes.reshape(-1, *planes.shape[2:]), limit)
+        return _paper.to_pixels(_cells.grey_colours(np.moveaxis(planes, 1, -1), limit))
+    tiles = _paper.to_pixels(_cells.signed_colours(planes.reshape(-1, *planes.shape[2:]), limit))
     wide = tiles.shape[2] // slices
-    return np.insert(tiles, range(wide, wide * slices, wide), _FRAME, axis=2)
+    return np.insert(tiles, range(wide, wide * slices, wide), _paper.ink(_FRAME), axis=2)
 
 
-def _show(figure: Figure, tiles: Floats, grid: _Grid) -> None:
+def _sheet(tiles: Pixels, grid: _Grid) -> Pixels:
     """Lay the tiles out pixel by pixel, so that every weight is equally large."""
     enlarged = tiles.repeat(grid.cell, axis=1).repeat(grid.cell, axis=2)
-    framed = np.pad(enlarged, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=_FRAME)
-    high, wide = framed.shape[1] + _GAP - 2, framed.shape[2] + _GAP - 2
-    sheet = np.ones((grid.rows * high, grid.columns * wide, 4))
-    for i, tile in enumerate(framed):
-        y, x = i // grid.columns * high, i % grid.columns * wide
-        sheet[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
-    drawn = _canvas.axes(figure, _LEFT, _TOP, sheet.shape[1], sheet.shape[0], frame=False)
-    drawn.imshow(sheet, aspect="auto", interpolation="nearest")
+    high, wide = enlarged.shape[1] + 2, enlarged.shape[2] + 2
+    between = _GAP - 2
+    sheet = np.full((grid.rows * (high + between), grid.columns * (wide + between), 4), 255, np.uint8)
+    for i, tile in enumerate(enlarged):
+        y, x = i // grid.columns * (high + between), i % grid.columns * (wide + between)
+        sheet[y : y + high, x : x + wide] = _paper.ink(_FRAME)
+        sheet[y + 1 : y + high - 1, x + 1 : x + wide - 1] = tile
+    return sheet
 
 
-def _scale(figure: Figure, limit: float, beyond: bool, in_colour: bool) -> None:
+def _scale(paper: Paper, limit: float, beyond: bool, in_colour: bool) -> None:
     ramp = np.linspace(-1, 1, 64)
     greys = np.stack([ramp] * 3, axis=-1)
-    colours = _canvas.grey_colours(greys, 1) if in_colour else _canvas.signed_colours(ramp, 1)
-    _canvas.colour_bar(figure, colours, _TOP, 150, limit=limit, beyond=beyond)
+    colours = _cells.grey_colours(greys, 1) if in_colour else _cells.signed_colours(ramp, 1)
+    colour_bar(paper, colours, _TOP, 150, limit=limit, beyond=beyond)
 
 
 def _caption(

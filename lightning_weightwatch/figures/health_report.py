@@ -11,15 +11,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from lightning_weightwatch.figures import _canvas
-from lightning_weightwatch.figures._canvas import Floats
+from lightning_weightwatch.figures import _cells, _letters, _paper
+from lightning_weightwatch.figures._cells import Floats
+from lightning_weightwatch.figures._panel import Panel, round_numbers
+from lightning_weightwatch.figures._paper import MARGIN, Paper
 
 _LEFT, _TOP, _ACROSS, _HIGH = 126, 94, 363, 159  # the heat map: 121 columns or 53 rows of 3 pixels
 _NOW = 502, 128  # left edge and width of the panel at the right
@@ -38,7 +36,7 @@ def health_report(
     log_rms: ArrayLike,
     losses: ArrayLike,
     band: float = 2.0,
-) -> Figure:
+) -> Paper:
     """Draw the health of all gradients over the whole run.
 
     Args:
@@ -58,25 +56,24 @@ def health_report(
     Example:
         >>> figure = health_report(verdict="No illness found", healthy=True, layers=["conv", "fc"], steps=[0, 1],
         ...                        log_rms=[[-2.0, -2.1], [-2.2, -2.0]], losses=[2.3, 1.9])
-        >>> len(figure.axes)
-        3
+        >>> figure.words[0].text
+        'No illness found'
     """
-    with _canvas.house_style():
-        figure = _canvas.canvas(verdict, colour=_canvas.GOOD if healthy else _canvas.BAD)
-        values = np.asarray(log_rms, float)
-        values = np.where(np.isfinite(values), np.clip(values, -400, 400), values)  # no float's logarithm lies outside
-        if not values.size:
-            return _canvas.nothing(figure, "nothing measured yet")
-        middle = medians(values)
-        offset = values - np.where(np.isfinite(middle), middle, 0)[:, None]
-        _strip(figure, np.asarray(losses, float), middle)
-        shared = _heat_map(figure, offset.T, band)
-        _step_ticks(shared, steps)
-        _canvas.write(figure, _canvas.MARGIN, _TOP + _HIGH + 20, "↓ forward")
-        _layer_ticks(shared, layers)
-        _now(figure, shared, values, offset, steps, band)
-        _legend(figure, offset, band)
-        return figure
+    paper = Paper(verdict, colour=_paper.GOOD if healthy else _paper.BAD)
+    values = np.asarray(log_rms, float)
+    values = np.where(np.isfinite(values), np.clip(values, -400, 400), values)  # no float's logarithm lies outside
+    if not values.size:
+        return paper.say("nothing measured yet")
+    middle = medians(values)
+    offset = values - np.where(np.isfinite(middle), middle, 0)[:, None]
+    _strip(paper, np.asarray(losses, float), middle)
+    shared = _heat_map(paper, offset.T, band)
+    _step_ticks(shared, steps)
+    paper.write(MARGIN, _TOP + _HIGH + 20, "↓ depth")
+    _layer_ticks(shared, layers)
+    _now(shared, values, offset, steps, band)
+    _legend(paper, offset, band)
+    return paper
 
 
 def medians(log_rms: Floats) -> Floats:
@@ -96,15 +93,15 @@ def colours(offset: ArrayLike, band: float) -> Floats:
     """
     offset = np.asarray(offset, float)
     painted = np.empty((*offset.shape, 4))
-    painted[:] = to_rgba(_canvas.PALE)
+    painted[:] = to_rgba(_paper.PALE)
     share = np.clip((np.abs(offset) - band) / (2 * band or 1), 0, 1)[..., None]
     for out, near, far in (
-        (offset < -band, _canvas.LOW, _canvas.LOWEST),
-        (offset > band, _canvas.HIGH, _canvas.HIGHEST),
+        (offset < -band, _paper.LOW, _paper.LOWEST),
+        (offset > band, _paper.HIGH, _paper.HIGHEST),
     ):
         ramp = (1 - share) * to_rgba(near) + share * np.array(to_rgba(far))
         painted[out] = ramp[out]
-    painted[np.isposinf(offset)] = to_rgba(_canvas.BLACK)
+    painted[np.isposinf(offset)] = to_rgba(_paper.BLACK)
     painted[np.isnan(offset)] = 0
     return painted
 
@@ -116,40 +113,42 @@ def pooled(offset: Floats, rows: int, columns: int) -> Floats:
     """
     most = np.finfo(float).max
     urgency = np.where(np.isnan(offset), -1, np.where(np.isposinf(offset), np.inf, np.minimum(np.abs(offset), most)))
-    return _canvas.pool(offset, urgency, rows, columns)
+    return _cells.pool(offset, urgency, rows, columns)
 
 
-def _heat_map(figure: Figure, offset: Floats, band: float) -> Axes:
-    """Draw ``[P, T]`` distances; on its axes layer ``i`` lies at ``i + 0.5`` and read-out ``t`` at ``t + 0.5``."""
-    rows = _canvas.group_size(offset.shape[0], _HIGH // _LEAST_CELL)
-    columns = _canvas.group_size(offset.shape[1], _ACROSS // _LEAST_CELL)
+def _heat_map(paper: Paper, offset: Floats, band: float) -> Panel:
+    """Draw ``[P, T]`` distances; on its scales layer ``i`` lies at ``i + 0.5`` and read-out ``t`` at ``t + 0.5``."""
+    rows = _cells.group_size(offset.shape[0], _HIGH // _LEAST_CELL)
+    columns = _cells.group_size(offset.shape[1], _ACROSS // _LEAST_CELL)
     cells = pooled(offset, rows, columns)
-    drawn = _canvas.axes(figure, _LEFT, _TOP, _ACROSS, _HIGH)
-    drawn.patch.set(facecolor="white", hatch="////")  # shines through where nothing was measured
-    extent = (0, cells.shape[1] * columns, cells.shape[0] * rows, 0)
-    drawn.imshow(colours(cells, band), aspect="auto", interpolation="nearest", extent=extent)
-    return drawn
+    span = (0, cells.shape[1] * columns), (0, cells.shape[0] * rows)
+    panel = Panel(paper, _LEFT, _TOP, _ACROSS, _HIGH, *span)
+    if np.isnan(cells).any():
+        panel.hatch()  # shines through where nothing was measured
+    panel.cells(colours(cells, band))
+    panel.frame()
+    return panel
 
 
-def _strip(figure: Figure, losses: Floats, middle: Floats) -> None:
+def _strip(paper: Paper, losses: Floats, middle: Floats) -> None:
     """Draw loss and gradient level, each on a scale of its own, with their last values beside them."""
-    drawn = _canvas.axes(figure, _LEFT, _STRIP[0], _ACROSS, _STRIP[1])
-    group = _canvas.group_size(len(losses), _ACROSS // _LEAST_CELL)
+    group = _cells.group_size(len(losses), _ACROSS // _LEAST_CELL)
     span = group * math.ceil(len(losses) / group)
-    drawn.set(xlim=(0, span), ylim=(-0.12, 1.12))
+    panel = Panel(paper, _LEFT, _STRIP[0], _ACROSS, _STRIP[1], (0, span), (1.12, -0.12))
+    black = np.flatnonzero(_cells.pool(np.isinf(losses)[None], np.isinf(losses)[None], 1, group)[0]) * group
+    panel.boxes(black, black + max(group, span / _ACROSS * _LEAST_CELL), 1.12, -0.12, _paper.BLACK)
+    panel.frame()
     loss, scale = _loss_scale(losses)
-    _line(drawn, middle, group, _GRADIENT)
-    _line(drawn, loss, group, _canvas.INK)
-    black = np.flatnonzero(_canvas.pool(np.isinf(losses)[None], np.isinf(losses)[None], 1, group)[0])
-    drawn.bar(black * group, 1.24, max(group, span / _ACROSS * _LEAST_CELL), -0.12, align="edge", color=_canvas.BLACK)
+    _line(panel, middle, group, _GRADIENT)
+    _line(panel, loss, group, _paper.INK)
     words = _last_loss(losses) + scale, _last_level(middle)
-    for i, (name, value, ink) in enumerate(zip(("loss", "median layer"), words, (_canvas.INK, _GRADIENT), strict=True)):
-        _canvas.write(figure, _LEFT - 6, _STRIP[0] + 15 + 20 * i, name, colour=ink, align="right")
-        _canvas.write(figure, _NOW[0], _STRIP[0] + 15 + 20 * i, value, colour=ink)
+    for i, (name, value, ink) in enumerate(zip(("loss", "median layer"), words, (_paper.INK, _GRADIENT), strict=True)):
+        paper.write(_LEFT - 6, _STRIP[0] + 15 + 20 * i, name, colour=ink, align="right")
+        paper.write(_NOW[0], _STRIP[0] + 15 + 20 * i, value, colour=ink)
 
 
-def _line(drawn: Axes, values: Floats, group: int, colour: str) -> None:
-    """Draw the least and the greatest finite value of each group of steps, scaled to the axes' height."""
+def _line(panel: Panel, values: Floats, group: int, colour: str) -> None:
+    """Draw the least and the greatest finite value of each group of steps, scaled to the panel's height."""
     finite = np.isfinite(values)
     if not finite.any():
         return
@@ -157,10 +156,11 @@ def _line(drawn: Axes, values: Floats, group: int, colour: str) -> None:
     low = np.nanmin(halves)
     span = np.nanmax(halves) - low
     scaled = (halves - low) / span if span else halves - low + 0.5
-    low_high = np.stack(_canvas.ends(scaled, group), axis=1)
-    x = np.repeat((np.arange(len(low_high)) + 0.5) * group, 2)
-    marker = "o" if finite.sum() == 1 else ""
-    drawn.plot(x, low_high.ravel(), color=colour, linewidth=1.3, marker=marker, markersize=3)
+    low_high = np.stack(_cells.ends(scaled, group), axis=1)
+    x = (np.arange(len(low_high)) + 0.5) * group
+    if finite.sum() == 1:
+        panel.dots(x, low_high[:, 0], to_rgba(colour), size=5)
+    panel.curve(np.repeat(x, 2), low_high.ravel(), colour)
 
 
 def _loss_scale(losses: Floats) -> tuple[Floats, str]:
@@ -176,7 +176,7 @@ def _last_loss(losses: Floats) -> str:
     known = losses[~np.isnan(losses)]
     if not known.size:
         return "not known"
-    return "NaN or Inf" if np.isinf(known[-1]) else _canvas.number(known[-1])
+    return "NaN or Inf" if np.isinf(known[-1]) else _letters.number(known[-1])
 
 
 def _last_level(middle: Floats) -> str:
@@ -191,24 +191,19 @@ def _power(log: float) -> str:
     return f"{digit}e{exponent}" if digit < 10 else f"1e{exponent + 1}"
 
 
-def _step_ticks(drawn: Axes, steps: Sequence[int]) -> None:
-    """Mark round steps where they were read out; the axis counts read-outs, which may lie unevenly."""
-    known = np.asarray(steps, float)
-    least, most = known.min(), known.max()
-    round_steps = [s for s in MaxNLocator(5, integer=True).tick_values(least, most) if least <= s <= most]
-    places = np.interp(round_steps or [least], known, np.arange(len(known))) + 0.5
-    candidates = [(x, f"{s:,.0f}") for x, s in zip(places, round_steps or [least], strict=True)]
-    candidates[0] = (candidates[0][0], f"step {candidates[0][1]}")
-    kept = _canvas.spaced_ticks(candidates, _ACROSS / drawn.get_xlim()[1])
-    drawn.set_xticks([x for x, _ in kept], [label for _, label in kept])
+def _step_ticks(panel: Panel, steps: Sequence[int]) -> None:
+    """Mark round steps where they were read out; the panel counts read-outs, which may lie unevenly."""
+    marked = round_numbers(min(steps), max(steps), 6)
+    places = np.interp(marked, steps, np.arange(len(steps))) + 0.5
+    first, *others = [f"{step:,}" for step in marked]
+    panel.ticks_below(zip(places, [f"step {first}", *others], strict=True), until=_NOW[0])
 
 
-def _layer_ticks(drawn: Axes, layers: Sequence[str]) -> None:
+def _layer_ticks(panel: Panel, layers: Sequence[str]) -> None:
     """Name every n-th layer, as many as fit."""
-    row = _HIGH / drawn.get_ylim()[0]
-    nth = math.ceil((_canvas.LINE + 2) / row)
-    names = _canvas.short_names(_without_shared_ending(layers), _LEFT - _canvas.MARGIN - 8)
-    drawn.set_yticks([i + 0.5 for i in range(0, len(layers), nth)], names[::nth])
+    nth = math.ceil((_letters.LINE + 2) * panel.y[1] / _HIGH)
+    names = _letters.short_names(_without_shared_ending(layers), _LEFT - MARGIN - 8)
+    panel.ticks_beside((i + 0.5, names[i]) for i in range(0, len(layers), nth))
 
 
 def _without_shared_ending(layers: Sequence[str]) -> Sequence[str]:
@@ -217,23 +212,21 @@ def _without_shared_ending(layers: Sequence[str]) -> Sequence[str]:
     return stems if len(endings) == 1 and all(stems) else layers
 
 
-def _now(figure: Figure, shared: Axes, values: Floats, offset: Floats, steps: Sequence[int], band: float) -> None:
+def _now(shared: Panel, values: Floats, offset: Floats, steps: Sequence[int], band: float) -> None:
     """Draw the last read-out as one dot per layer over the healthy band, in line with the heat map's rows."""
     measured = np.flatnonzero(~np.isnan(values).all(axis=1))
     last = int(measured[-1]) if measured.size else len(values) - 1
-    drawn = _canvas.axes(figure, _NOW[0], _TOP, _NOW[1], _HIGH)
     middle = float(medians(values[last : last + 1])[0])
     low, high = _now_range(values[last], middle, band)
-    drawn.set(xlim=(low, high), ylim=shared.get_ylim())
-    if np.isfinite(middle):
-        drawn.axvspan(middle - band, middle + band, color=_canvas.PALE, linewidth=0)
-    _dots(drawn, values[last], offset[last], band)
-    ticks = [p for p in MaxNLocator(3, integer=True).tick_values(low, high) if low <= p <= high]
-    kept = _canvas.spaced_ticks([(p - low, f"1e{p:.0f}") for p in ticks], _NOW[1] / (high - low))
-    drawn.set_xticks([x + low for x, _ in kept], [label for _, label in kept])
+    panel = Panel(shared.paper, _NOW[0], _TOP, _NOW[1], _HIGH, (low, high), shared.y)
+    panel.boxes(middle - band, middle + band, *shared.y, _paper.PALE)
+    panel.frame()
+    _dots(panel, values[last], offset[last], band)
+    pixel = (high - low) / _NOW[1]
+    panel.ticks_below((p, f"1e{p}") for p in (math.ceil(low + 24 * pixel), math.floor(high - 14 * pixel)))
     told = f"rms at {steps[last]:,}"
-    told = told if _canvas.text_width(told) <= _NOW[1] else f"at {steps[last]:,}"
-    _canvas.write(figure, _NOW[0] + _NOW[1] / 2, _TEXT_LINE, told, align="center")
+    told = told if _letters.text_width(told) <= _NOW[1] else f"at {steps[last]:,}"
+    panel.paper.write(_NOW[0] + _NOW[1], _TEXT_LINE, told, align="right")
 
 
 def _now_range(now: Floats, middle: float, band: float) -> tuple[float, float]:
@@ -244,37 +237,36 @@ def _now_range(now: Floats, middle: float, band: float) -> tuple[float, float]:
     return min(middle - band, float(finite.min())) - 0.8, max(middle + band, float(finite.max())) + 0.8
 
 
-def _dots(drawn: Axes, now: Floats, offset: Floats, band: float) -> None:
+def _dots(panel: Panel, now: Floats, offset: Floats, band: float) -> None:
     """Draw finite layers where they are, exact zeros as triangles at the left, NaN and Inf as crosses at the right."""
-    low, high = drawn.get_xlim()
+    low, high = panel.x
     places = np.arange(len(now)) + 0.5
-    inks = np.where((np.abs(offset) <= band)[:, None], to_rgba(_canvas.QUIET), colours(offset, band))
-    size = 26 if len(now) <= _HIGH / 6 else 9
+    inks = np.where((np.abs(offset) <= band)[:, None], to_rgba(_paper.QUIET), colours(offset, band))
+    size = 7 if len(now) <= _HIGH / 6 else 4
     for chosen, x, marker in (
         (np.isfinite(now), now, "o"),
         (np.isneginf(now), np.full(len(now), low + 0.05 * (high - low)), "<"),
         (np.isposinf(now), np.full(len(now), high - 0.05 * (high - low)), "X"),
     ):
-        drawn.scatter(x[chosen], places[chosen], s=size, c=inks[chosen], marker=marker, linewidth=0)
+        panel.dots(x[chosen], places[chosen], inks[chosen], size=size if marker == "o" else size + 2, marker=marker)
 
 
-def _legend(figure: Figure, offset: Floats, band: float) -> None:
+def _legend(paper: Paper, offset: Floats, band: float) -> None:
     """Explain the colours; the rarer ones only where they occur."""
     factor = f"{10**band:,.0f}" if band >= 1 else f"{10**band:.2g}"
     entries = [
-        (True, _canvas.LOW, f"< 1/{factor}"),
-        (True, _canvas.HIGH, f"> {factor} x median"),
-        (np.isneginf(offset).any(), _canvas.LOWEST, "zero"),
-        (np.isposinf(offset).any(), _canvas.BLACK, "NaN/Inf"),
+        (True, _paper.LOW, f"< 1/{factor}"),
+        (True, _paper.HIGH, f"> {factor} x median"),
+        (np.isneginf(offset).any(), _paper.LOWEST, "zero"),
+        (np.isposinf(offset).any(), _paper.BLACK, "NaN/Inf"),
         (np.isnan(offset).any(), "white", "not seen"),
     ]
-    x = float(_canvas.MARGIN)
-    wide, high = figure.get_size_inches() * _canvas.DPI
+    x = MARGIN
     for _, colour, words in (entry for entry in entries if entry[0]):
-        hatch = "////" if colour == "white" else ""
-        corner = (x / wide, 1 - _TEXT_LINE / high)
-        square = Rectangle(corner, 12 / wide, 12 / high, transform=figure.transFigure)
-        square.set(facecolor=colour, hatch=hatch, edgecolor=_canvas.QUIET, linewidth=0.5)
-        figure.add_artist(square)
-        _canvas.write(figure, x + 16, _TEXT_LINE, words)
-        x += 16 + _canvas.text_width(words) + 9
+        square = Panel(paper, x, _TEXT_LINE - 11, 11, 11)
+        paper.fill(square.left, square.top, 11, 11, colour)
+        if colour == "white":
+            square.hatch()
+        square.frame()
+        paper.write(x + 16, _TEXT_LINE, words)
+        x += 16 + math.ceil(_letters.text_width(words)) + 9

@@ -9,20 +9,22 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.colors import to_rgba
 from numpy.typing import ArrayLike
 
-from lightning_weightwatch.figures import _canvas
-from lightning_weightwatch.figures._canvas import Floats
+from lightning_weightwatch.figures import _letters, _paper
+from lightning_weightwatch.figures._cells import Floats
+from lightning_weightwatch.figures._letters import LINE
+from lightning_weightwatch.figures._panel import Panel
+from lightning_weightwatch.figures._paper import MARGIN, Paper
 
 # Worst first. A word that is not here counts as critical: better a question too many than an illness in grey.
 _COLOURS = {
-    "critical": _canvas.BAD,
-    "warning": _canvas.ORANGE,
-    "note": _canvas.PURPLE,
-    "skipped": _canvas.QUIET,
-    "ok": _canvas.GOOD,
+    "critical": _paper.BAD,
+    "warning": _paper.ORANGE,
+    "note": _paper.PURPLE,
+    "skipped": _paper.QUIET,
+    "ok": _paper.GOOD,
 }
 _WORST_FIRST = tuple(_COLOURS)
 _LEFT, _TOP, _ACROSS = 200, 40, 262
@@ -39,7 +41,7 @@ def init_audit(
     expected_std: ArrayLike,
     verdicts: Sequence[str],
     sizes: Sequence[int] | None = None,
-) -> Figure:
+) -> Paper:
     """Draw measured over expected standard deviation of every parameter.
 
     Args:
@@ -56,28 +58,25 @@ def init_audit(
 
     Example:
         >>> figure = init_audit(names=["fc.weight"], measured_std=[0.02], expected_std=[0.04], verdicts=["warning"])
-        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
-        ['fc.weight']
+        >>> figure.words[0].text
+        'Initialisation: 1 warning'
     """
-    with _canvas.house_style():
-        figure = _headline(verdicts)
-        if not names:
-            return _canvas.nothing(figure, "no parameters")
-        off = doublings(measured_std, expected_std)
-        order = worst_first(off, verdicts)
-        shown = order if len(order) <= _ROWS else order[: _ROWS - 1]
-        lines = len(shown) + (len(shown) < len(order))
-        drawn = _ground(figure, off[shown], _chance(sizes, len(names))[shown], lines)
-        labels = _canvas.short_names(names, _LEFT - _canvas.MARGIN - 8)
-        drawn.set_yticks(range(len(shown)), [labels[i] for i in shown])
-        drawn.tick_params(axis="y", length=0)
-        for row, i in enumerate(shown):
-            _lollipop(drawn, row, off[i], verdicts[i])
-            _words(figure, _TOP + _pitch(lines) * (row + 0.5) + 6, off[i], verdicts[i])
-        _rest(figure, off[order[len(shown) :]])
-        band = "10 %" if sizes is None else "chance at that size"
-        _canvas.write(figure, _LEFT + _ACROSS / 2, 303, f"found / expected std; shaded: {band}", align="center")
-        return figure
+    paper = _headline(verdicts)
+    if not names:
+        return paper.say("no parameters")
+    off = doublings(measured_std, expected_std)
+    order = worst_first(off, verdicts)
+    shown = order if len(order) <= _ROWS else order[: _ROWS - 1]
+    panel = _ground(paper, off[shown], _chance(sizes, len(names))[shown], len(shown) + (len(shown) < len(order)))
+    labels = _letters.short_names(names, _LEFT - MARGIN - 8)
+    for row, i in enumerate(shown):
+        panel.ticks_beside([(row, labels[i])], marks=False)
+        _lollipop(panel, row, off[i], verdicts[i])
+        _words(paper, float(panel.down(row)) + 6, off[i], verdicts[i])
+    _rest(paper, off[order[len(shown) :]])
+    band = "10 %" if sizes is None else "chance at that size"
+    paper.write(_LEFT + _ACROSS / 2, 303, f"found / expected std; shaded: {band}", align="center")
+    return paper
 
 
 def doublings(measured_std: ArrayLike, expected_std: ArrayLike) -> Floats:
@@ -99,12 +98,12 @@ def _known(verdict: str) -> str:
     return verdict if verdict in _COLOURS else "critical"
 
 
-def _headline(verdicts: Sequence[str]) -> Figure:
+def _headline(verdicts: Sequence[str]) -> Paper:
     counts = {word: sum(_known(v) == word for v in verdicts) for word in _WORST_FIRST}
     told = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
     worst = next((word for word, count in counts.items() if count), "skipped")
-    colour = _COLOURS[worst] if worst in ("critical", "warning") else _canvas.GOOD if counts["ok"] else _canvas.INK
-    return _canvas.canvas(f"Initialisation: {told or 'nothing to judge'}", colour=colour)
+    colour = _COLOURS[worst] if worst in ("critical", "warning") else _paper.GOOD if counts["ok"] else _paper.INK
+    return Paper(f"Initialisation: {told or 'nothing to judge'}", colour=colour)
 
 
 def _chance(sizes: Sequence[int] | None, count: int) -> Floats:
@@ -115,48 +114,47 @@ def _chance(sizes: Sequence[int] | None, count: int) -> Floats:
     return widths
 
 
-def _ground(figure: Figure, off: Floats, chance: Floats, lines: int) -> Axes:
+def _ground(paper: Paper, off: Floats, chance: Floats, lines: int) -> Panel:
     """Draw the axis of doublings, what was expected and the band around it, beside ``lines`` lines of text."""
-    rows = len(off)
-    drawn = _canvas.axes(figure, _LEFT, _TOP, _ACROSS, _pitch(lines) * lines + _FOOT)
+    rows, pitch = np.arange(len(off)), _pitch(lines)
     finite = off[np.isfinite(off)]
     low = -min(_FAR, max(1.0, -finite.min(initial=0))) - 0.7
     high = min(_FAR, max(1.0, finite.max(initial=0))) + 0.7
-    drawn.set(xlim=(low, high), ylim=(lines - 0.5 + _FOOT / _pitch(lines), -0.5))
-    ends = np.log2(np.maximum(1 - chance, 2.0**low)), np.log2(1 + chance)
-    drawn.barh(range(rows), ends[1] - ends[0], left=ends[0], height=1, color=_canvas.PALE)
-    drawn.plot([0, 0], [-0.5, rows - 0.5], color=_canvas.QUIET, linewidth=0.8)
-    candidates = [(n - low, f"{2**n}" if n >= 0 else f"1/{2**-n}") for n in range(math.ceil(low), math.floor(high) + 1)]
-    nearby = candidates if high - low < 6 else [c for c in candidates if (c[0] + low) % 2 == 0]
-    kept = _canvas.spaced_ticks(nearby, _ACROSS / (high - low))
-    drawn.set_xticks([x + low for x, _ in kept], [label for _, label in kept])
-    for side in ("left", "right", "top"):
-        drawn.spines[side].set_visible(False)
-    return drawn
+    height = round(pitch * lines) + _FOOT
+    panel = Panel(paper, _LEFT, _TOP, _ACROSS, height, (low, high), (-0.5, height / pitch - 0.5))
+    panel.boxes(np.log2(np.maximum(1 - chance, 2.0**low)), np.log2(1 + chance), rows - 0.5, rows + 0.5, _paper.PALE)
+    panel.frame("bottom")
+    middle = float(panel.across(0))
+    paper.fill(middle - 0.5, _TOP, 1, pitch * len(off), _paper.QUIET)
+    every = 1 if high - low < 6 else 2
+    doubled = [n for n in range(math.ceil(low), math.floor(high) + 1) if n % every == 0]
+    panel.ticks_below((n, f"{2**n}" if n >= 0 else f"1/{2**-n}") for n in doubled)
+    return panel
 
 
 def _pitch(lines: int) -> float:
     """Return the pixels from one line to the next."""
-    return _canvas.LINE * min(2.0, _ROWS / lines)
+    return LINE * min(2.0, _ROWS / lines)
 
 
-def _lollipop(drawn: Axes, row: int, off: float, verdict: str) -> None:
+def _lollipop(panel: Panel, row: int, off: float, verdict: str) -> None:
     """Draw one parameter; nothing where there is nothing to compare."""
-    colour = _COLOURS[_known(verdict)]
-    low, high = drawn.get_xlim()
     if math.isnan(off):
         return
+    colour = _COLOURS[_known(verdict)]
+    low, high = panel.x
     end = min(max(off, low + 0.25), high - 0.25)
+    start, stop = sorted((float(panel.across(0)), float(panel.across(end))))
+    panel.paper.fill(start, float(panel.down(row)) - 1.5, stop - start, 3, colour)
     marker = "o" if end == off else "<" if off < 0 else ">"
-    drawn.plot([0, end], [row, row], color=colour, linewidth=2)
-    drawn.plot([end], [row], color=colour, marker=marker, markersize=7)
+    panel.dots([end], [row], to_rgba(colour), size=11, marker=marker)
 
 
-def _words(figure: Figure, y: float, off: float, verdict: str) -> None:
+def _words(paper: Paper, y: float, off: float, verdict: str) -> None:
     """Write ratio and verdict at the right of a row."""
-    _canvas.write(figure, _RATIO, y, _ratio(off))
-    word = _canvas.fit(verdict, _canvas.WIDTH - _WORD - _canvas.MARGIN, keep="start")
-    _canvas.write(figure, _WORD, y, word, colour=_COLOURS[_known(verdict)])
+    paper.write(_RATIO, y, _ratio(off))
+    word = _letters.fit(verdict, _paper.WIDTH - _WORD - MARGIN, keep="start")
+    paper.write(_WORD, y, word, colour=_COLOURS[_known(verdict)])
 
 
 def _ratio(off: float) -> str:
@@ -165,19 +163,19 @@ def _ratio(off: float) -> str:
     if math.isinf(off):
         return "zero" if off < 0 else "infinite"
     factor = 2.0 ** max(-900.0, min(900.0, off))
-    return f"x {factor:.2f}" if 0.1 <= factor < 9.995 else f"x {_canvas.number(factor)}"
+    return f"x {factor:.2f}" if 0.1 <= factor < 9.995 else f"x {_letters.number(factor)}"
 
 
-def _rest(figure: Figure, off: Floats) -> None:
+def _rest(paper: Paper, off: Floats) -> None:
     """Say how far off those are for which there is no room."""
     if not off.size:
         return
     finite = off[np.isfinite(off)]
     factor = 2.0 ** min(900.0, float(np.abs(finite).max(initial=0)))
-    within = f"±{100 * (factor - 1):.1g} %" if factor < 1.5 else f"a factor of {_canvas.number(factor)}"
+    within = f"±{100 * (factor - 1):.1g} %" if factor < 1.5 else f"a factor of {_letters.number(factor)}"
     text = f"and {off.size:,} more"
     if finite.size == off.size:
         text += f", all within {within}"
     elif finite.size:
         text += f"; {finite.size:,} within {within}, {off.size - finite.size:,} not comparable"
-    _canvas.write(figure, _canvas.MARGIN, _TOP + _canvas.LINE * (_ROWS - 0.5) + 6, text, colour=_canvas.QUIET)
+    paper.write(MARGIN, _TOP + LINE * (_ROWS - 0.5) + 6, text, colour=_paper.QUIET)

@@ -16,6 +16,8 @@ from tensorboard.plugins.text.metadata import create_summary_metadata
 
 from lightning_weightwatch.sinks._base import Histogram
 
+_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by the colour type of a PNG
+
 
 def is_summary_writer(experiment: object) -> bool:
     """Tell torch's SummaryWriter from look-alikes; dummies answer to every attribute, so the class is asked."""
@@ -46,7 +48,8 @@ class TensorBoardSink:
     def image(self, tag: str, png: bytes, step: int) -> None:
         """Write an encoded picture as it is."""
         width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))  # the PNG header says its size
-        picture = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+        channels = _CHANNELS[png[25]]
+        picture = Summary.Image(width=width, height=height, colorspace=channels, encoded_image_string=png)
         self._write([Summary.Value(tag=tag, image=picture)], step)
 
     def text(self, tag: str, markdown: str, step: int) -> None:

@@ -1,5 +1,6 @@
 """What every figure owes, whatever it is given."""
 
+import io
 import subprocess
 import sys
 import threading
@@ -7,9 +8,12 @@ import threading
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.text import Text
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
 
 from lightning_weightwatch import figures
+from lightning_weightwatch.figures._paper import Word
 
 NAN, INF = np.nan, np.inf
 NAMES = [
@@ -88,8 +92,13 @@ FIGURES = {
 every_figure = pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
 
 
-def _words(figure) -> list[Text]:
-    return [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+def _words(figure) -> list[Word]:
+    return [word for word in figure.words if word.text]
+
+
+def _overlap(one: Word, other: Word) -> bool:
+    across = min(one.right, other.right) - max(one.left, other.left)
+    return across > 0 and min(one.bottom, other.bottom) - max(one.top, other.top) > 0
 
 
 @every_figure
@@ -98,38 +107,41 @@ def test_hostile_numbers_give_a_picture_of_the_right_size(draw, values) -> None:
     png = figures.encode(draw(values, "layer"))
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     assert [int.from_bytes(png[i : i + 4], "big") for i in (16, 20)] == [640, 310]
-    assert png[24:26] == bytes([8, 6])  # 8 bits, RGBA
+    assert png[24:26] == bytes([8, 2])  # 8 bits of red, green and blue
+
+
+@every_figure
+def test_the_picture_is_what_matplotlib_draws(draw) -> None:
+    figure = draw(VECTORS["mixed"], "layer")
+    assert isinstance(figure, Figure)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = Image.open(io.BytesIO(figures.encode(figure)))
+    np.testing.assert_array_equal(np.asarray(picture), np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 @every_figure
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
-def test_hostile_names_stay_inside_and_are_no_formulas(draw, name) -> None:
-    figure = draw(VECTORS["mixed"], name)
-    figures.encode(figure)
-    for text in _words(figure):
-        assert not text.get_parse_math()
-        box = text.get_window_extent()
-        assert box.x0 >= -1, text
-        assert box.x1 <= 641, text
-        assert box.y0 >= -1, text
-        assert box.y1 <= 311, text
+def test_hostile_names_stay_inside(draw, name) -> None:
+    for word in _words(draw(VECTORS["mixed"], name)):
+        assert word.left >= 0, word
+        assert word.right <= 640, word
+        assert word.top >= 0, word
+        assert word.bottom <= 310, word
 
 
 @every_figure
 @pytest.mark.parametrize("kind", ["mixed", "many", "one"])
 def test_no_two_texts_overlap_and_none_is_small(draw, kind) -> None:
-    figure = draw(VECTORS[kind], "encoder.layer")
-    figures.encode(figure)
-    words = _words(figure)
-    boxes = [text.get_window_extent().padded(-2) for text in words]
-    for i, box in enumerate(boxes):
-        assert words[i].get_fontsize() >= 12
-        assert not [words[j] for j in range(i) if box.overlaps(boxes[j])], words[i]
+    words = _words(draw(VECTORS[kind], "encoder.layer"))
+    for i, word in enumerate(words):
+        assert word.size >= 12 * 100 / 72  # 12 points
+        assert not [other for other in words[:i] if _overlap(word, other)], word
 
 
 @every_figure
 def test_empty_says_so_in_words(draw) -> None:
-    words = [text.get_text() for text in _words(draw([], "layer"))]
+    words = [word.text for word in _words(draw([], "layer"))]
     assert any(word.startswith(("no ", "nothing ")) for word in words), words
 
 
@@ -151,7 +163,17 @@ def test_style_of_the_user_neither_shows_nor_changes(draw) -> None:
         "font.size": 31,
         "savefig.bbox": "tight",
         "figure.autolayout": True,
+        "figure.constrained_layout.use": True,
         "axes.grid": True,
+        "lines.linewidth": 9,
+        "lines.antialiased": False,
+        "markers.fillstyle": "none",
+        "path.simplify_threshold": 1.0,
+        "path.sketch": (5, 50, 5),
+        "text.antialiased": False,
+        "font.weight": "bold",
+        "axes.autolimit_mode": "round_numbers",
+        "image.interpolation": "bicubic",
     }
     with matplotlib.rc_context(loud):
         before = dict(matplotlib.rcParams)
@@ -159,19 +181,32 @@ def test_style_of_the_user_neither_shows_nor_changes(draw) -> None:
         assert dict(matplotlib.rcParams) == before
 
 
-def test_style_of_the_user_survives_two_threads() -> None:
-    before = dict(matplotlib.rcParams)
+@every_figure
+def test_style_of_the_user_is_not_touched_for_a_moment(draw, monkeypatch) -> None:
+    """The user may plot in another thread meanwhile."""
+
+    def refuse(*arguments) -> None:
+        raise AssertionError(arguments)
+
+    for method in ("__setitem__", "update", "_set", "_update_raw"):
+        if hasattr(matplotlib.RcParams, method):
+            monkeypatch.setattr(matplotlib.RcParams, method, refuse)
+    figures.encode(draw(VECTORS["mixed"], "layer"))
+
+
+def test_threads_draw_the_same() -> None:
+    drawn = []
 
     def draw() -> None:
-        for _ in range(4):
-            figures.encode(figures.bias_bars([1.0, 2.0], title="fc.bias"))
+        drawn.extend(figures.encode(figures.bias_bars([1.0, 2.0], title="fc.bias")) for _ in range(4))
 
     threads = [threading.Thread(target=draw) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert dict(matplotlib.rcParams) == before
+    assert len(drawn) == 12
+    assert len(set(drawn)) == 1
 
 
 def test_pyplot_is_never_imported() -> None:

@@ -7,7 +7,8 @@ import pytest
 from matplotlib.colors import to_rgb, to_rgba
 from PIL import Image
 
-from lightning_weightwatch.figures import _canvas, encode, health_report
+from lightning_weightwatch.figures import _paper, encode, health_report
+from lightning_weightwatch.figures._paper import Word, _Dots
 from lightning_weightwatch.figures.health_report import colours, medians, pooled
 
 INF, NAN = np.inf, np.nan
@@ -28,7 +29,17 @@ def _report(log_rms, *, layers=None, steps=None, losses=None, **more):
 
 
 def _texts(figure) -> list[str]:
-    return [text.get_text() for text in figure.texts]
+    return [word.text for word in figure.words]
+
+
+def _names(figure) -> list[Word]:
+    """Return the names beside the heat map."""
+    return [word for word in figure.words if word.right <= 120 and 82 < word.top < 250]
+
+
+def _steps(figure) -> list[Word]:
+    """Return the labels below the heat map."""
+    return [word for word in figure.words if 255 < word.top < 280 and 100 < word.right < 500]
 
 
 def _pixels(figure, width: int = 640) -> np.ndarray:
@@ -48,13 +59,13 @@ def _heat(figure, width: int) -> np.ndarray:
 
 
 def test_bands_classify() -> None:
-    neutral, black = to_rgba(_canvas.PALE), to_rgba(_canvas.BLACK)
+    neutral, black = to_rgba(_paper.PALE), to_rgba(_paper.BLACK)
     painted = colours([0, 1.99, -2, 2, -2.01, 2.01, INF, -INF, NAN], band=2.0)
     assert [tuple(c) for c in painted[:4]] == [neutral] * 4
-    np.testing.assert_allclose(painted[4], to_rgba(_canvas.LOW), atol=0.01)
-    np.testing.assert_allclose(painted[5], to_rgba(_canvas.HIGH), atol=0.01)
+    np.testing.assert_allclose(painted[4], to_rgba(_paper.LOW), atol=0.01)
+    np.testing.assert_allclose(painted[5], to_rgba(_paper.HIGH), atol=0.01)
     assert tuple(painted[6]) == black
-    assert tuple(painted[7]) == to_rgba(_canvas.LOWEST)
+    assert tuple(painted[7]) == to_rgba(_paper.LOWEST)
     assert painted[8][3] == 0  # nothing drawn: the hatched ground shows
 
 
@@ -99,7 +110,7 @@ def test_one_step_of_nan_in_one_layer_is_seen_even_when_scaled_down(width: int) 
 
 
 @pytest.mark.parametrize("width", [640, 415])
-@pytest.mark.parametrize(("away", "far"), [(-9.0, _canvas.LOWEST), (9.0, _canvas.HIGHEST)])
+@pytest.mark.parametrize(("away", "far"), [(-9.0, _paper.LOWEST), (9.0, _paper.HIGHEST)])
 def test_one_outlier_is_seen_even_when_scaled_down(away: float, far: str, width: int) -> None:
     log_rms = _quiet()
     log_rms[640, 31] += away
@@ -121,44 +132,48 @@ def test_step_without_any_finite_layer_is_black_not_unmeasured() -> None:
 
 def test_healthy_is_quiet() -> None:
     heat = _heat(_report(_quiet()), 640)
-    assert (np.abs(heat - np.array(to_rgb(_canvas.PALE)) * 255) < 2).all()
+    assert (np.abs(heat - np.array(to_rgb(_paper.PALE)) * 255) < 2).all()
 
 
 @pytest.mark.parametrize("count", [1, 3, 10, 54, 120, 300])
 def test_labels_stand_at_the_layers_they_name(count: int) -> None:
     figure = _report(_quiet(5, count), layers=[f"layer{i}" for i in range(count)])
-    shared = figure.axes[1]
-    for position, label in zip(shared.get_yticks(), shared.get_yticklabels(), strict=True):
-        assert label.get_text() == f"layer{position - 0.5:.0f}"
-    assert shared.get_yticklabels()[0].get_text() == "layer0"
-    bottom, top = shared.get_ylim()
-    assert top == 0  # the first layer is at the top
-    assert bottom >= count
+    group = -(-count // 53)  # layers that share a row of cells
+    high = 159 / (group * -(-count // group))
+    ticks = np.flatnonzero((figure.pixels[94:253, 123, :3] < 200).all(axis=-1)) + 94
+    labels = _names(figure)
+    assert [label.text for label in labels[:1]] == ["layer0"]  # the first layer is at the top
+    assert len(ticks) == len(labels)
+    for tick, label in zip(ticks, labels, strict=True):
+        place = 94 + (int(label.text.removeprefix("layer")) + 0.5) * high
+        assert tick + 0.5 == pytest.approx(place, abs=0.6)
+        assert label.top < place < label.bottom
 
 
 def test_step_ticks_stand_at_their_read_outs_also_where_these_lie_unevenly() -> None:
     steps = [*range(0, 100, 10), *range(100, 2000, 100)]
-    shared = _report(_quiet(len(steps), 3), steps=steps).axes[1]
-    labels = [label.get_text().removeprefix("step ").replace(",", "") for label in shared.get_xticklabels()]
+    labels = _steps(_report(_quiet(len(steps), 3), steps=steps))
     assert len(labels) >= 3
-    for position, label in zip(shared.get_xticks(), labels, strict=True):
-        assert steps[round(position - 0.5)] == int(label)
+    for label in labels:
+        step = int(label.text.removeprefix("step ").replace(",", ""))
+        place = 126 + (steps.index(step) + 0.5) * 363 / len(steps)
+        assert (label.left + label.right) / 2 == pytest.approx(place, abs=2)
 
 
 def test_endings_all_share_are_left_out() -> None:
-    labels = _report(_quiet(2, 2), layers=["conv.weight", "fc.weight"]).axes[1].get_yticklabels()
-    assert [label.get_text() for label in labels] == ["conv", "fc"]
-    labels = _report(_quiet(2, 2), layers=["conv.weight", "scale"]).axes[1].get_yticklabels()
-    assert [label.get_text() for label in labels] == ["conv.weight", "scale"]
+    labels = _names(_report(_quiet(2, 2), layers=["conv.weight", "fc.weight"]))
+    assert [label.text for label in labels] == ["conv", "fc"]
+    labels = _names(_report(_quiet(2, 2), layers=["conv.weight", "scale"]))
+    assert [label.text for label in labels] == ["conv.weight", "scale"]
 
 
 def test_now_shows_the_last_read_out_with_anything_measured() -> None:
     figure = _report([[-1, -2], [-3, INF], [NAN, NAN]], steps=[0, 50, 100])
     assert "rms at 50" in _texts(figure)
-    finite, zeros, broken = (dots.get_offsets().data for dots in figure.axes[2].collections)
-    assert finite.tolist() == [[-3, 0.5]]
+    finite, zeros, broken = (dots.points for dots in figure.findobj(_Dots))
+    assert finite.tolist() == [[502 + 64, 94 + 0.25 * 159]]  # the median layer, in the middle
     assert zeros.size == 0
-    assert broken[:, 1].tolist() == [1.5]
+    assert broken[:, 1].tolist() == [94 + 0.75 * 159]
 
 
 def test_legend_names_rare_colours_only_where_they_occur() -> None:

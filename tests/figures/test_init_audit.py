@@ -3,18 +3,20 @@
 import numpy as np
 import pytest
 
-from lightning_weightwatch.figures import init_audit
+from lightning_weightwatch.figures import _paper, init_audit
 from lightning_weightwatch.figures.init_audit import doublings, worst_first
 
 INF, NAN = np.inf, np.nan
 
 
 def _texts(figure) -> list[str]:
-    return [text.get_text() for text in figure.texts]
+    return [word.text for word in figure.words]
 
 
 def _rows(figure) -> list[str]:
-    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    return [
+        word.text for word in figure.words if word.right < 196 and 36 < word.top < 250 and word.colour == _paper.INK
+    ]
 
 
 def test_doublings_of_zero_nan_and_extremes() -> None:
@@ -33,9 +35,10 @@ def test_rows_verdicts_and_ratios_belong_together() -> None:
         names=["a", "b", "c"], measured_std=[1, 0.5, 0], expected_std=[1, 2, 1], verdicts=["ok", "warning", "critical"]
     )
     assert _rows(figure) == ["c", "b", "a"]
-    told = _texts(figure)
-    assert told[0] == "Initialisation: 1 critical, 1 warning, 1 ok"
-    assert told[1:7] == ["zero", "critical", "x 0.25", "warning", "x 1.00", "ok"]
+    lines = {word.text: word.bottom for word in figure.words}
+    assert "Initialisation: 1 critical, 1 warning, 1 ok" in lines
+    for row in (["c", "zero", "critical"], ["b", "x 0.25", "warning"], ["a", "x 1.00", "ok"]):
+        assert np.ptp([lines[word] for word in row]) <= 4  # of one line, but for the tail of a letter
 
 
 @pytest.mark.parametrize(("count", "shown"), [(1, 1), (13, 13), (14, 12), (600, 12)])
@@ -67,12 +70,15 @@ def test_band_of_chance_shrinks_with_the_size() -> None:
     figure = init_audit(
         names=["a", "b"], measured_std=[1, 1], expected_std=[1, 1], verdicts=["ok"] * 2, sizes=[50, 5000]
     )
-    bars = figure.axes[0].patches
-    assert [bar.get_x() + bar.get_width() for bar in bars] == pytest.approx(np.log2([1.3, 1.03]))
+    pale = np.array(_paper.ink(_paper.PALE))
+    pixel = 262 / 3.4  # the axis goes from 1.7 halvings to 1.7 doublings
+    for y, chance in ((44, 0.3), (44 + 34, 0.03)):
+        band = np.flatnonzero((figure.pixels[y] == pale).all(axis=-1))
+        assert band.min() == pytest.approx(331 + np.log2(1 - chance) * pixel, abs=1)
+        assert band.max() + 1 == pytest.approx(331 + np.log2(1 + chance) * pixel, abs=1)
 
 
 def test_unknown_verdict_is_no_good_news() -> None:
-    words = {text.get_text(): text.get_color() for text in init_audit(
-        names=["a"], measured_std=[1], expected_std=[1], verdicts=["odd"]
-    ).texts}  # fmt: skip
+    figure = init_audit(names=["a"], measured_std=[1], expected_std=[1], verdicts=["odd"])
+    words = {word.text: word.colour for word in figure.words}
     assert words["Initialisation: 1 critical"] == words["odd"]

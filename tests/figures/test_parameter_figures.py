@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from lightning_weightwatch.figures import bias_bars, convolution_filters, weight_matrix
+from lightning_weightwatch.figures import _cells, _paper, bias_bars, convolution_filters, weight_matrix
 from lightning_weightwatch.figures.filters import _planes
 from lightning_weightwatch.figures.weight_matrix import _condense
 
 
 def _texts(figure) -> list[str]:
-    return [text.get_text() for text in figure.texts if text.get_text()]
+    return [word.text for word in figure.words if word.text]
 
 
 @pytest.mark.parametrize(
@@ -46,10 +46,10 @@ def test_slices_lie_side_by_side_in_order() -> None:
 def test_tiles_are_the_filters_in_order() -> None:
     weight = np.zeros((4, 1, 2, 2))
     weight[2, 0, 0, 1] = np.nan
-    sheet = convolution_filters(weight, title="a").axes[0].get_images()[0].get_array()
-    black = np.argwhere((sheet[..., :3] == 0).all(axis=-1))
-    tile, cell = sheet.shape[1] / 4, 24
-    assert (black[:, 1] // tile == 2).all()
+    pixels = convolution_filters(weight, title="a").pixels
+    black = np.argwhere((pixels[..., :3] == 0).all(axis=-1))
+    cell, tile = 24, 2 * 24 + 4
+    assert black.min(axis=0).tolist() == [44 + 1, 10 + 2 * tile + 1 + cell]
     assert len(black) == cell**2
 
 
@@ -88,21 +88,25 @@ def test_rms_of_extreme_weights_does_not_overflow() -> None:
 
 
 def test_matrix_rows_run_downwards_and_ticks_count_from_zero() -> None:
-    shown = weight_matrix(np.arange(12.0).reshape(3, 4), title="a").axes[0]
-    assert [label.get_text() for label in shown.get_yticklabels()] == ["0", "1", "2"]
-    assert shown.get_ylim() == (3, 0)
-    assert [label.get_text() for label in shown.get_xticklabels()] == ["0", "1", "2", "3"]
+    weight = np.arange(12.0).reshape(3, 4)
+    figure = weight_matrix(weight, title="a")
+    colours = _cells.signed_colours(weight, 11.0)[..., :3] * 255
+    for (i, j), _ in np.ndenumerate(weight):
+        y, x = 86 + (i + 0.5) * 166 / 3, 84 + (j + 0.5) * 392 / 4
+        assert np.abs(figure.pixels[int(y), int(x), :3] - colours[i, j]).max() <= 1
+        row = [w for w in figure.words if w.text == str(i) and w.right < 84]
+        column = [w for w in figure.words if w.text == str(j) and w.top > 252]
+        assert row[0].top < y < row[0].bottom
+        assert column[0].left < x < column[0].right
 
 
 def test_bars_stand_at_their_unit_with_their_value() -> None:
-    drawn = bias_bars([0.5, -1.0, 0.0], title="a").axes[0]
-    tops: dict[int, float] = {}
-    for bar in (path.vertices for bars in drawn.collections for path in bars.get_paths()):
-        place, ends = bar[:, 0].min() // 1, bar[:, 1]
-        tops[int(place)] = tops.get(int(place), 0) + ends[np.abs(ends).argmax()] - ends[np.abs(ends).argmin()]
-    assert drawn.get_xlim() == (0, 3)
-    assert [label.get_text() for label in drawn.get_yticklabels()] == ["-1", "0", "1"]
-    assert tops == pytest.approx({0: 0.5, 1: -1.0, 2: 0.0})
+    figure = bias_bars([0.5, -1.0, 0.0], title="a")
+    bars = figure.pixels[46 : 46 + 208, [84 + 90, 84 + 270, 84 + 450]]  # columns through the middle of each unit
+    for colour, signed in ((_paper.ORANGE, [0.5, 0, 0]), (_paper.PURPLE, [0, 1.0, 0])):
+        heights = (bars == _paper.ink(colour)).all(axis=-1).sum(axis=0)
+        assert heights == pytest.approx(np.array(signed) * 208 / 2.16, abs=1.5)  # the axis covers one
+    assert [w.text for w in figure.words if w.right < 84 and w.top > 40] == ["1", "0", "-1"]
 
 
 def test_many_units_share_bars_and_it_is_said() -> None:

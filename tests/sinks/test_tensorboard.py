@@ -7,10 +7,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tensorboard import data_compat
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.util import tensor_util
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_weightwatch.sinks import Histogram
-from lightning_weightwatch.sinks.tensorboard import TensorBoardSink, is_summary_writer
+from lightning_weightwatch.sinks.tensorboard import TensorBoardSink, _proto, is_summary_writer
 from tests.helpers.events import read
 
 
@@ -75,20 +79,35 @@ def test_a_histogram_without_elements_is_left_out_and_its_neighbours_are_not(wri
     assert written(lambda sink: sink.histograms(made, 0)).tags("histograms") == {"one"}
 
 
-def png(width=3, height=2):
+def test_tensorboards_own_conversion_keeps_every_count_and_edge():
+    """Its server turns what is on disk into triples of left edge, right edge and count before it draws anything."""
+    edges, counts = np.linspace(-2, 2, 9), np.array([0, 3, 0, 0, 7, 1, 0, 0], dtype=float)
+    value = Summary.Value(tag="weights", histo=_proto(Histogram("weights", edges, counts)))
+    triples = tensor_util.make_ndarray(data_compat.migrate_value(value).tensor)
+    np.testing.assert_array_equal(triples[:, 0], edges[1:6])
+    np.testing.assert_array_equal(triples[:, 1], edges[2:7])
+    np.testing.assert_array_equal(triples[:, 2], counts[1:6])
+
+
+def png(width=3, height=2, *, alpha=True):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
-    pixels = zlib.compress((b"\0" + bytes(4 * width)) * height)
+    header = struct.pack(">IIBBBBB", width, height, 8, 6 if alpha else 2, 0, 0, 0)
+    pixels = zlib.compress((b"\0" + bytes((4 if alpha else 3) * width)) * height)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def test_a_picture_comes_back_byte_for_byte_with_its_size(written):
-    events = written(lambda sink: sink.image("health/0 report", png(), 7))
-    assert events.images("health/0 report") == {7: png()}
+@pytest.mark.parametrize("alpha", [False, True])
+def test_a_picture_comes_back_byte_for_byte_with_its_size(written, tmp_path, alpha):
+    drawn = png(alpha=alpha)
+    events = written(lambda sink: sink.image("health/0 report", drawn, 7))
+    assert events.images("health/0 report") == {7: drawn}
     (picture,) = events.runs[0].Images("health/0 report")
     assert (picture.width, picture.height) == (3, 2)
+    (file,) = tmp_path.glob("events*")
+    (value,) = [v for event in LegacyEventFileLoader(str(file)).Load() for v in event.summary.value]
+    assert value.image.colorspace == (4 if alpha else 3)
 
 
 def test_text_comes_back_as_it_was_and_is_known_as_text(written):

@@ -123,7 +123,8 @@ def _norms(evidence: Evidence, steps: Sequence[Step], truth: Any, names: list[st
     errors["gradient norm"] = _worst(evidence.norms, norms)
     every = [{name: step.gradients[name] for name in names} for step in steps]
     errors["global norm"] = _worst(evidence.global_norm, [reference.total(row) for row in every])
-    errors["loss"] = _worst(evidence.losses, [step.loss for step in steps])
+    losses = [step.loss for step in steps]
+    errors["loss"] = _worst(evidence.losses, losses) if np.isfinite(losses).any() else np.nan
     clipped = [np.nan if s.clipped is None else reference.total({n: s.clipped[n] for n in names}) for s in steps]
     errors["clipped norm"] = _worst(evidence.clipped_norm, clipped) if np.isfinite(clipped).any() else np.nan
 
@@ -136,7 +137,7 @@ def _statistics(seen: dict[str, float], truth: dict[str, float], errors: dict[st
 
 
 def _histograms(found: Seen, steps: Sequence[Step], names: list[str], errors: dict[str, float]) -> None:
-    if not found.gradient_counts:
+    if not found.weight_counts:  # nowhere to show them
         errors["histograms"] = np.nan
         return
     for i, step in enumerate(steps):

@@ -165,6 +165,14 @@ class Odd(Net):
         return super().forward(x) * (1 + self.scalar) * self.one + self.empty.sum()
 
 
+class Eight(Net):
+    """Keeps a frozen table in eight-bit floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.tensor([0.5, -2.0, 0.0]).to(torch.float8_e4m3fn), requires_grad=False)
+
+
 class Skips(Net):
     """Every third batch has no loss."""
 
@@ -245,6 +253,7 @@ AUTOMATIC: dict[str, tuple[type, Callable[[], list[Step]], Callable[[], dict[str
     "fp32, fused Adam": (Fused, partial(plain, Fused), dict),
     "bf16-mixed": (Net, partial(plain, Net, autocast=BF16), lambda: {"precision": "bf16-mixed"}),
     "bf16-true": (Net, partial(plain, Net, BF16), lambda: {"precision": "bf16-true"}),
+    "16-true, fp16 weights": (Sgd, partial(plain, Sgd, F16), lambda: {"precision": "16-true"}),
     "64-true": (Net, partial(plain, Net, torch.float64), lambda: {"precision": "64-true"}),
     "16-mixed, GradScaler that overflows at first": (
         Net,
@@ -291,6 +300,7 @@ AUTOMATIC: dict[str, tuple[type, Callable[[], list[Step]], Callable[[], dict[str
     "sparse gradients": (Sparse, partial(plain, Sparse), dict),
     "complex parameters": (Complex, partial(plain, Complex), dict),
     "scalar, one element, empty": (Odd, partial(plain, Odd), dict),
+    "frozen float8 parameter": (Eight, partial(plain, Eight), dict),
     "lazy layers": (Lazy, partial(plain, Lazy), lambda: {"logger": False}),
     "torch.compile": (Compiled, partial(plain, Net), dict),
 }
