@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_weightwatch import reduce, stats
+from lightning_weightwatch import reduce
 from lightning_weightwatch.parameters import unmeasurable, values
-from lightning_weightwatch.parcel import Parcel
+from lightning_weightwatch.parcel import Parcel, upload
 from lightning_weightwatch.stats import histogram
 
 Rows = dict[str, NDArray[np.float64]]
@@ -76,13 +75,12 @@ class SharedCounter:
         weights = self._weights_of(names, held)
         local, failure = _attempted(held, tensors, scale, failure)
         told = {"failed": float(failure is not None), **notes}
-        mine = {key: torch.tensor(value, device=weights.device) for key, value in told.items()}
-        mine["counts"] = reduce.weighted(local, weights)
-        merges: dict[str, stats.Merge] = dict.fromkeys(mine, "sum")
-        found = Parcel(reduce.exchange(mine, merges), stats.precise(weights)).read()
-        if found["failed"]:
+        mine = {"counts": reduce.weighted(local, weights), "told": upload(list(told.values()), weights)}
+        found = Parcel(reduce.exchange(mine, {"counts": "sum", "told": "sum"}), weights.dtype).read()
+        told = dict(zip(told, found["told"].tolist(), strict=True))
+        if told.pop("failed"):
             raise failure or reduce.PeerError("histograms could not be counted on another process")
-        return dict(zip(names, found["counts"].round(), strict=True)), {key: float(found[key]) for key in notes}
+        return dict(zip(names, found["counts"].round(), strict=True)), told
 
     def _weights_of(self, names: Sequence[str], held: Sequence[Tensor]) -> Tensor:
         key = tuple(names)

@@ -1,4 +1,4 @@
-"""Several tensors on their way from the device to the host, in one copy that nobody waits for.
+"""Numbers on their way between the device and the host, in one copy that nobody waits for.
 
 What is in it, and what the numbers mean, is the sender's business.
 """
@@ -9,8 +9,19 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+
+
+def upload(numbers: ArrayLike, like: Tensor) -> Tensor:
+    """Return numbers of the host as a tensor of the type and on the device of ``like``, without waiting for it.
+
+    Example:
+        >>> upload([1, 2], torch.zeros(1))
+        tensor([1., 2.])
+    """
+    there = torch.as_tensor(np.asarray(numbers)).to(like.dtype)
+    return there.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else there.to(like.device)
 
 
 class Parcel:

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from lightning_weightwatch import reduce, snapshot, stats
 from lightning_weightwatch.evidence import Snapshot
 from lightning_weightwatch.parameters import Parameter, unmeasurable, values
-from lightning_weightwatch.parcel import Parcel
+from lightning_weightwatch.parcel import Parcel, upload
 from lightning_weightwatch.ring import Ring, Rows
 from lightning_weightwatch.snapshot import SnapshotMeter
 from lightning_weightwatch.stats import norm
@@ -61,10 +61,11 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Flight:
-    """What is on its way to the host."""
+    """What is on its way to the host, and what need not travel: what the host knew, where nobody else has a say."""
 
     rows: Rows
     parcel: Parcel
+    known: Mapping[str, NDArray[np.float64]]
     snapshot_step: int | None
 
 
@@ -246,55 +247,64 @@ class GradientRecorder:
             agree: Merge: shards into wholes, losses into their mean. Else the numbers are those of this process.
         """
         rows, due, self._snapshot = self._ring.drain(), self._snapshot, None
-        partials = self._partials(rows, notes, share=1.0 / reduce.world_size() if agree else 1.0)
-        merges: dict[str, stats.Merge] = dict.fromkeys(partials, "sum")
+        agree = agree and reduce.is_distributed()
+        share = 1.0 / reduce.world_size() if agree else 1.0
+        known, partials = self._known(rows, notes, share), self._partials(rows, share)
         if due is not None:
             partials |= self._weighted(due.partials)
-            merges |= snapshot.merges()
-        shared: set[str] = set()
-        if self._weights is None:  # every process holds the same already
-            shared = {"numbers", "measured", *(due.partials if due is not None else ())}
         if agree:
-            mine = {key: part for key, part in partials.items() if key not in shared}
-            partials |= reduce.exchange(mine, merges)
-        return Flight(rows, Parcel(partials, self._dtype), due.step if due is not None else None)
+            partials |= self._uploaded(known)
+            merges: dict[str, stats.Merge] = dict.fromkeys(partials, "sum")
+            partials |= reduce.exchange(self._split(partials), merges | (snapshot.merges() if due is not None else {}))
+        return Flight(rows, Parcel(partials, self._dtype), known, due.step if due is not None else None)
 
     def receive(self, flight: Flight) -> Gathered:
         """Read what was sent."""
-        found, n, count = flight.parcel.read(), len(flight.rows.steps), len(self.parameters)
+        found, n, count = {**flight.known, **flight.parcel.read()}, len(flight.rows.steps), len(self.parameters)
         numbers, broken = found["numbers"][:n], found["broken"][:n] > 0
         measured = found["measured"][:n] > 0
-        norms = np.sqrt(np.where(broken, np.inf, numbers[:, : self._loss_column]))
+        norms = np.sqrt(np.where(broken, np.inf, numbers))
         clipped = np.where(measured, norms, np.nan)[:, count:] if self._clipping else np.full((n, count), np.nan)
-        losses, known = found["losses"][:n], found["known"][:n] > 1 - 1e-9
+        losses, has_loss = found["losses"][:n], found["has_loss"][:n] > 1 - 1e-9
         step = flight.snapshot_step
         return Gathered(
             steps=flight.rows.steps,
             norms=norms[:, :count],
             measured=measured[:, :count],
             clipped=clipped,
-            losses=np.where(known, np.where(np.isfinite(losses), losses, np.inf), np.nan),
+            losses=np.where(has_loss, np.where(np.isfinite(losses), losses, np.inf), np.nan),
             snapshot=None if step is None else snapshot.read(step, found, self.parameters),
             notes={key.removeprefix("note/"): float(found[key]) for key in found if key.startswith("note/")},
         )
 
-    def _partials(self, rows: Rows, notes: Mapping[str, float], *, share: float) -> dict[str, Tensor]:
-        """Lay out what is added up over processes; the shapes do not depend on what happened on this one."""
-        measured = np.zeros(rows.numbers.shape)
+    def _known(self, rows: Rows, notes: Mapping[str, float], share: float) -> dict[str, NDArray[np.float64]]:
+        """Lay out what the host knows; the shapes do not depend on what happened on this process."""
+        measured = np.zeros(tuple(rows.numbers.shape))
         measured[: len(rows.steps)] = rows.measured
-        on_device = torch.from_numpy(measured).to(rows.numbers)
-        end = self._loss_column
-        numbers = rows.numbers[:, :end]
-        if self._weights is not None:
-            numbers = numbers * self._weights.to(numbers).repeat(end // max(len(self.parameters), 1))
         return {
-            "numbers": numbers,
-            "broken": (~numbers.isfinite()).to(numbers),  # gradients that no one reduces may break on one process
-            "measured": on_device[:, :end],
-            "losses": rows.numbers[:, end] * share,
-            "known": on_device[:, end] * share,  # a loss that is unknown on one process has no mean
-            **{f"note/{key}": numbers.new_tensor(value) for key, value in notes.items()},
+            "measured": measured[:, : self._loss_column],
+            "has_loss": measured[:, self._loss_column] * share,  # a loss that one process does not know has no mean
+            **{f"note/{key}": np.array(value, dtype=np.float64) for key, value in notes.items()},
         }
+
+    def _partials(self, rows: Rows, share: float) -> dict[str, Tensor]:
+        """Lay out what the device knows, in shapes that do not depend on it."""
+        numbers = rows.numbers[:, : self._loss_column]
+        if self._weights is not None:
+            numbers = numbers * self._weights.to(numbers).repeat(2 if self._clipping else 1)
+        broken = (~numbers.isfinite()).to(numbers)  # gradients that no one reduces may break on one process alone
+        return {"numbers": numbers, "broken": broken, "losses": rows.numbers[:, self._loss_column] * share}
+
+    def _uploaded(self, known: Mapping[str, NDArray[np.float64]]) -> dict[str, Tensor]:
+        packed = upload(np.concatenate([part.reshape(-1) for part in known.values()]), self._ring.like)
+        pieces = packed.split([part.size for part in known.values()])
+        return {key: piece.reshape(part.shape) for (key, part), piece in zip(known.items(), pieces, strict=True)}
+
+    def _split(self, partials: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what processes must merge: where they are replicas, most of it is the same on all already."""
+        if self._weights is not None:
+            return dict(partials)
+        return {k: p for k, p in partials.items() if k in ("broken", "losses", "has_loss") or k.startswith("note/")}
 
     def _weighted(self, partials: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self._weights is None:

@@ -57,6 +57,11 @@ class Ring:
         return self._numbers.device
 
     @property
+    def like(self) -> Tensor:
+        """A tensor of its type and on its device."""
+        return self._numbers
+
+    @property
     def full(self) -> bool:
         """Whether there is no row left for another step."""
         return len(self._steps) == len(self._measured)

@@ -19,6 +19,7 @@ from torch import Tensor
 from lightning_weightwatch import stats
 from lightning_weightwatch.evidence import Snapshot
 from lightning_weightwatch.parameters import Parameter, values
+from lightning_weightwatch.parcel import upload
 from lightning_weightwatch.stats import norm
 
 _GRADIENT = tuple(name for name in stats.all_statistics() if name != "histogram")
@@ -61,6 +62,7 @@ class SnapshotMeter:
         self.partials = {
             key: torch.full((columns,), _EMPTY[merge], device=device, dtype=dtype) for key, merge in merges().items()
         }
+        self._like = torch.zeros(0, dtype=torch.int64, device=device)
         self._before: dict[int, tuple[list[int], list[Tensor]]] = {}
         self._done: set[tuple[str, int]] = set()
 
@@ -69,13 +71,13 @@ class SnapshotMeter:
         if self._first("gradient", optimizer) and columns:
             for key, part in stats.measure(_GRADIENT, gradients).items():
                 self._put(f"gradient/{key}", columns, part)
-            self._put("gradient", columns, torch.ones(len(columns)))
+            self._mark("gradient", columns)
 
     def weights(self, optimizer: int, columns: Sequence[int], weights: Sequence[Tensor]) -> None:
         """Measure weights that are about to be stepped, and keep a copy of them until they are."""
         if self._first("weight", optimizer) and columns:
             self._put("weight/sum_sq", columns, norm.measure(weights)["sum_sq"])
-            self._put("weight", columns, torch.ones(len(columns)))
+            self._mark("weight", columns)
             try:
                 self._before[optimizer] = (list(columns), [w.clone() for w in weights])
             except torch.cuda.OutOfMemoryError:  # a run that just fits must not end for our copy
@@ -94,7 +96,7 @@ class SnapshotMeter:
         if kept:
             changes = [_difference(weights[i], old) for i, old in kept]
             self._put("update/sum_sq", [i for i, _ in kept], norm.measure(changes)["sum_sq"])
-            self._put("update", [i for i, _ in kept], torch.ones(len(kept)))
+            self._mark("update", [i for i, _ in kept])
 
     def _first(self, what: str, optimizer: int) -> bool:
         """Whether it is the first time; an optimizer may step several times within one step."""
@@ -104,7 +106,13 @@ class SnapshotMeter:
 
     def _put(self, key: str, columns: Sequence[int], part: Tensor) -> None:
         target = self.partials[key]
-        target[torch.tensor(columns, device=target.device)] = part.to(target)
+        target[self._places(columns)] = part.to(target)
+
+    def _mark(self, what: str, columns: Sequence[int]) -> None:
+        self.partials[what].index_fill_(0, self._places(columns), 1.0)
+
+    def _places(self, columns: Sequence[int]) -> Tensor:
+        return upload(np.array(columns, dtype=np.int64), self._like)
 
 
 def read(step: int, partials: Mapping[str, NDArray[np.float64]], parameters: Sequence[Parameter]) -> Snapshot:
