@@ -1,158 +1,92 @@
-"""What watching costs, as ratios measured side by side in one process and one run.
+"""What watching costs, side by side with what others do, in one process and one run.
 
-``python benchmarks/overhead.py`` prints the table that the README quotes and writes it as JSON beside this file. Two
-parts: the measurements alone on gradients of ResNet-50's and GPT-2's shapes, against the ``clip_grad_norm_`` that most
-trainings run anyway; and whole training steps of a small network inside a Trainer, with and without ``watch()``.
+``python benchmarks/overhead.py`` takes about ten minutes on one core. It prints the tables that the README quotes and
+writes them to ``results/overhead-<device>.json`` beside this file, with ``results/scaling-<device>.png``.
+``--only SECTION`` measures one section, prints it and writes nothing. wandb is measured if it is installed.
+
+======================  ================================================================================================
+``ratios``              times over one ``clip_grad_norm_``, on gradients of ResNet-50's and GPT-2 small's shapes
+``syncs``               how often the device is waited for
+``collectives``         what our monitor asks of two processes
+``memory``              what is held on the device
+``events``              bytes of histograms in the event file
+``scaling``             cost per tensor against the number of tensors
+``training``            whole trainings of small networks, with ``watch()`` and without
+======================  ================================================================================================
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
-import logging
 import os
 import platform
-import statistics
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import collectives
+import counting
+import events
 import lightning.pytorch as pl
+import memory
+import ratios
+import scaling
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
-from shapes import gpt2_small, resnet50
-from tabulate import tabulate
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
-from torch.utils.tensorboard import SummaryWriter
+import training
+from tables import Settings, Table, say
 
-from lightning_weightwatch import watch
-from lightning_weightwatch.parameters import values
-from lightning_weightwatch.stats import histogram, moments, norm
-
-Ratio = tuple[float, float, float]
-
-
-def paired(measure: Callable[[], Any], against: Callable[[], Any], *, rounds: int) -> Ratio:
-    """Run both in turn and return the least, the median and the largest of the ratios of their times."""
-    ratios = []
-    for _ in range(rounds + 1):  # the first round warms up
-        seconds = []
-        for act in (measure, against):
-            _wait()
-            begin = time.perf_counter()
-            act()
-            _wait()
-            seconds.append(time.perf_counter() - begin)
-        ratios.append(seconds[0] / seconds[1])
-    return min(ratios[1:]), statistics.median(ratios[1:]), max(ratios[1:])
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def measurements(shapes: list[tuple[int, ...]], device: torch.device, rounds: int) -> dict[str, Ratio]:
-    """Compare the measurements with one ``clip_grad_norm_`` on the same gradients."""
-    generator = torch.Generator(device).manual_seed(0)
-    parameters = [nn.Parameter(torch.randn(shape, device=device, generator=generator)) for shape in shapes]
-    for parameter in parameters:
-        parameter.grad = torch.randn(parameter.shape, device=device, generator=generator)
-    gradients: list[Tensor] = [values(p.grad) for p in parameters if p.grad is not None]
-
-    def clip() -> None:
-        nn.utils.clip_grad_norm_(parameters, 1e9)
-
-    out = {
-        "norm of every gradient, every step": paired(lambda: norm.measure(gradients), clip, rounds=rounds),
-        "moments of every gradient": paired(lambda: moments.measure(gradients), clip, rounds=rounds),
-        "histogram of every gradient": paired(lambda: histogram.measure(gradients), clip, rounds=rounds),
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        writer = SummaryWriter(folder)
-
-        def add_histograms() -> None:
-            for i, gradient in enumerate(gradients):
-                writer.add_histogram(str(i), gradient)
-
-        out["add_histogram of every gradient"] = paired(add_histograms, clip, rounds=1)
-        writer.close()
-    return out
-
-
-class SmallNet(pl.LightningModule):
-    """A convolutional network whose step takes some 20 ms on one CPU core."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(3, 32, 3, padding=1),
-            nn.BatchNorm2d(32),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, padding=1, stride=2),
-            nn.BatchNorm2d(64),
-            nn.ReLU(),
-            nn.Conv2d(64, 128, 3, padding=1, stride=2),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(128, 10),
-        )
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.01)
-
-
-def training(steps: int, *, watched: bool) -> None:
-    """Train from the Trainer's making to its end, everything that is logged included."""
-    torch.manual_seed(0)
-    data = TensorDataset(torch.randn(256, 3, 32, 32), torch.randint(0, 10, (256,)))
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = pl.Trainer(
-            max_steps=steps,
-            callbacks=watch(seed=0) if watched else [],
-            logger=TensorBoardLogger(folder),
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        with contextlib.redirect_stdout(io.StringIO()):
-            trainer.fit(SmallNet(), DataLoader(data, batch_size=32))
+SECTIONS: dict[str, Callable[[Settings], Table]] = {
+    "ratios": ratios.measure,
+    "syncs": counting.measure,
+    "collectives": collectives.measure,
+    "memory": memory.measure,
+    "events": events.measure,
+    "scaling": scaling.measure,
+    "training": training.measure,
+}
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="pairs measured (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=1000, help="training steps of a run (default: %(default)s)")
-    options = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    options = _options()
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU, 1 thread"
+    print(f"{name}, torch {torch.__version__}, lightning {pl.__version__}\n")
+    tables: dict[str, Table] = {}
+    for section in [options.only] if options.only else SECTIONS:
+        begin = time.perf_counter()
+        tables[section] = SECTIONS[section](Settings(device, options.rounds, options.steps))
+        say(f"{section} took {time.perf_counter() - begin:.0f} s")
+        print(tables[section], end="\n\n", flush=True)
+    if not options.only:
+        head = {"device": name, "torch": torch.__version__, "lightning": pl.__version__}
+        text = json.dumps(head | _plain(tables), indent=1) + os.linesep
+        (RESULTS / f"overhead-{device.type}.json").write_text(text, encoding="utf-8")
+        scaling.draw(tables["scaling"], f"{name}, torch {torch.__version__}", RESULTS / f"scaling-{device.type}.png")
 
-    results: dict[str, Any] = {"device": name, "torch": torch.__version__, "lightning": pl.__version__, "ratios": {}}
-    for network, shapes in (("ResNet-50", resnet50()), ("GPT-2 small", gpt2_small())):
-        for what, ratio in measurements(shapes, device, options.rounds).items():
-            results["ratios"][f"{what}, {network}, over clip_grad_norm_"] = ratio
-    ratio = paired(
-        lambda: training(options.steps, watched=True), lambda: training(options.steps, watched=False), rounds=3
-    )
-    results["ratios"][f"{options.steps} training steps, watched over plain"] = ratio
 
-    rows = [[what, *(f"{value:.3g}" for value in ratio)] for what, ratio in results["ratios"].items()]
-    print(f"{name}, torch {torch.__version__}\n")
-    print(tabulate(rows, ["ratio", "least", "median", "largest"], tablefmt="github", disable_numparse=True))
-    path = Path(__file__).parent / "results" / f"overhead-{device.type}.json"
-    path.write_text(json.dumps(results, indent=1) + os.linesep, encoding="utf-8")
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7, help="pairs measured (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="training steps of a run (default: %(default)s)")
+    parser.add_argument("--only", choices=SECTIONS, help="measure this section alone and write nothing")
+    return parser.parse_args()
+
+
+def _plain(tables: Mapping[str, Table]) -> dict[str, Any]:
+    """Return what is written: all ratios under one key, every other table under its own; without missing rows."""
+    plain: dict[str, Any] = {"ratios": {}}
+    for section, table in tables.items():
+        rows = {name: row for name, row in table.rows.items() if row is not None}
+        if table.of_ratios:
+            plain["ratios"] |= rows
+        else:
+            plain[section] = {name: dict(zip(table.columns, row, strict=True)) for name, row in rows.items()}
+    return plain
 
 
 if __name__ == "__main__":

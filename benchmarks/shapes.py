@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
 Shapes = list[tuple[int, ...]]
 
 
@@ -26,3 +31,15 @@ def gpt2_small() -> Shapes:
     for _ in range(12):
         shapes += [(d,), (d,), (d, 3 * d), (3 * d,), (d, d), (d,), (d,), (d,), (d, 4 * d), (4 * d,), (4 * d, d), (d,)]
     return [*shapes, (d,), (d,)]
+
+
+NETWORKS = {"ResNet-50": resnet50, "GPT-2 small": gpt2_small}
+
+
+def with_gradients(shapes: Sequence[tuple[int, ...]], device: torch.device) -> nn.ParameterList:
+    """Return parameters of these shapes, normally distributed, with gradients that are too."""
+    generator = torch.Generator(device).manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape, device=device, generator=generator)) for shape in shapes]
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, device=device, generator=generator)
+    return nn.ParameterList(parameters)

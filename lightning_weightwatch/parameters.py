@@ -263,9 +263,9 @@ def values(tensor: Tensor) -> Tensor:
     stored values, a complex tensor its real and imaginary parts, integers and eight-bit floats become float32.
     Nothing is copied where nothing must be converted. Call it only where ``unmeasurable`` returns ``None``.
     """
-    tensor = tensor.detach()
     if is_plain(tensor):
-        return tensor
+        return tensor.detach() if tensor.requires_grad else tensor
+    tensor = tensor.detach()
     if hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
     if tensor.layout != torch.strided:

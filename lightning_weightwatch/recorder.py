@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from lightning_weightwatch import reduce, snapshot, stats
 from lightning_weightwatch.evidence import Snapshot
-from lightning_weightwatch.parameters import Parameter, unmeasurable, values
+from lightning_weightwatch.parameters import Parameter, is_plain, unmeasurable, values
 from lightning_weightwatch.parcel import Parcel, upload
 from lightning_weightwatch.ring import Ring, Rows
 from lightning_weightwatch.snapshot import SnapshotMeter
@@ -322,9 +322,13 @@ class GradientRecorder:
 
     def _readable(self, gradients: Gradients) -> tuple[list[int], list[Tensor]]:
         """Return the columns of watched parameters that have a gradient, and the gradients as plain tensors."""
-        found = [(self._column[key], gradient) for key, gradient in gradients.items() if key in self._column]
-        found = [(i, g) for i, g in found if self._can_read(i, g)]
-        return [i for i, _ in found], [values(g) for _, g in found]
+        columns, shares = [], []
+        for key, gradient in gradients.items():
+            column = self._column.get(key)
+            if column is not None and (is_plain(gradient) or self._can_read(column, gradient)):
+                columns.append(column)
+                shares.append(values(gradient))
+        return columns, shares
 
     def _held(self, optimizer: Optimizer) -> dict[int, Tensor]:
         """Return an optimizer's weights, by column."""

@@ -93,9 +93,9 @@ class SnapshotMeter:
         columns, before = self._before.pop(optimizer, ([], []))
         kept = [(i, old) for i, old in zip(columns, before, strict=True) if i in weights]
         kept = [(i, old) for i, old in kept if weights[i].shape == old.shape]
-        if kept:
-            changes = [_difference(weights[i], old) for i, old in kept]
-            self._put("update/sum_sq", [i for i, _ in kept], norm.measure(changes)["sum_sq"])
+        if kept:  # one at a time: all differences at once would be another copy of the model
+            squares = [norm.measure([_difference(weights[i], old)])["sum_sq"] for i, old in kept]
+            self._put("update/sum_sq", [i for i, _ in kept], torch.cat(squares))
             self._mark("update", [i for i, _ in kept])
 
     def _first(self, what: str, optimizer: int) -> bool:
