@@ -11,7 +11,6 @@ import re
 import textwrap
 from pathlib import Path
 
-import lightning_weightwatch as lw
 from lightning_weightwatch.rules import all_rules
 from lightning_weightwatch.stats import all_statistics
 
@@ -19,21 +18,29 @@ HERE = Path(__file__).parent
 CALLBACKS = ["SeedEverything", "InitAuditor", "WeightHistogramLogger", "GradientHealthMonitor"]
 FUNCTIONS = ["watch", "seed", "audit_init"]
 VALUES = ["Finding", "InitReport", "ParameterVerdict", "SeedReport"]
+ELSEWHERE = {"TensorStatistics": "accumulators", "Snapshot": "evidence"}  # not at the top of the package
+PROSE = {
+    "The tutorial's numbers beside the theory": "tutorial_numbers.md",
+    "Truth table: every measurement against plain torch": "truth_table.md",
+    "What must never happen": "never.md",
+}
 
 
 def pages() -> dict[str, str]:
     """Return every page of the reference by its path below ``docs/``."""
     rules = {f"rules/{name}.md": module_page("rules", name) for name in all_rules()}
     statistics = {f"statistics/{name}.md": module_page("stats", name) for name in all_statistics()}
-    names = [*CALLBACKS, *FUNCTIONS, *VALUES]
+    names = [*CALLBACKS, *FUNCTIONS, *VALUES, *ELSEWHERE]
     objects = {f"reference/{name}.md": object_page(name) for name in names}
     return {**rules, **statistics, **objects, "README.md": index(list(rules), list(statistics), list(objects))}
 
 
 def object_page(name: str) -> str:
     """Return the page of a public class or function."""
-    thing = getattr(lw, name)
-    return f"# {name}\n\n```python\n{signature(name, thing)}\n```\n\n{markdown(inspect.getdoc(thing) or '')}\n"
+    home = f"lightning_weightwatch.{ELSEWHERE[name]}" if name in ELSEWHERE else "lightning_weightwatch"
+    thing = getattr(importlib.import_module(home), name)
+    code = f"from {home} import {name}\n\n{signature(name, thing)}"
+    return f"# {name}\n\n```python\n{code}\n```\n\n{markdown(inspect.getdoc(thing) or '')}\n"
 
 
 def signature(name: str, thing: object) -> str:
@@ -44,7 +51,8 @@ def signature(name: str, thing: object) -> str:
             lines.append("*")
             keyword_only = True
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
-        lines.append(f"{parameter.name}: {parameter.annotation}{default}")
+        stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+        lines.append(f"{stars}{parameter.name}: {parameter.annotation}{default}")
     returns = inspect.signature(thing).return_annotation
     inner = "".join(f"    {line},\n" for line in lines)
     return f"{name}(\n{inner})" + (f" -> {returns}" if returns not in (None, "None") else "")
@@ -59,7 +67,7 @@ def module_page(folder: str, name: str) -> str:
 def index(rules: list[str], statistics: list[str], objects: list[str]) -> str:
     """Return the first page."""
     parts = {"Reference": objects, "Rules": rules, "Statistics": statistics}
-    lines = ["# Documentation", "", "- [The tutorial's numbers beside the theory](tutorial_numbers.md)"]
+    lines = ["# Documentation", "", *(f"- [{title}]({path})" for title, path in PROSE.items())]
     for title, paths in parts.items():
         lines += ["", f"## {title}", "", *(f"- [{Path(path).stem}]({path})" for path in paths)]
     return "\n".join(lines) + "\n"

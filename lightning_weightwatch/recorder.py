@@ -36,6 +36,15 @@ def is_lbfgs(optimizer: Optimizer) -> bool:
     return any(c.__name__ == "LBFGS" for c in type(optimizer).__mro__)
 
 
+def leaves_gradients_alone(optimizer: Optimizer) -> bool:
+    """Whether the gradients after a step are those that clipping left.
+
+    Torch's own optimizers do not touch them. Others may: SAM takes them anew beside the weights, centralisation moves
+    them. LBFGS takes them at many points.
+    """
+    return type(optimizer).__module__.startswith("torch.optim") and not is_lbfgs(optimizer)
+
+
 @dataclass(frozen=True)
 class Gathered:
     """What a flush brought to the host, one row per step.
@@ -170,6 +179,11 @@ class GradientRecorder:
         self._last_step: dict[int, int] = {}
         self._cached: dict[tuple[int, ...], _Columns] = {}
 
+    @property
+    def is_full(self) -> bool:
+        """Whether it has no room for another step."""
+        return self._ring.full
+
     def covers(self, optimizer: Optimizer) -> bool:
         """Whether every one of an optimizer's parameters is watched, or known not to be."""
         return all(id(p) in self._column or id(p) in self._strangers for p in owned(optimizer))
@@ -234,7 +248,7 @@ class GradientRecorder:
 
     def after_step(self, step: int, optimizer: Optimizer, gradients: Gradients) -> None:
         """Note the gradients as they were clipped, and what the step has changed."""
-        if self._clipping and self._last_step.get(id(optimizer)) == step and not is_lbfgs(optimizer):
+        if self._clipping and self._last_step.get(id(optimizer)) == step and leaves_gradients_alone(optimizer):
             self._put(len(self.parameters), *self._readable(gradients), None)
         if self._snapshot is not None:
             self._snapshot.updates(id(optimizer), self._held(optimizer))

@@ -93,8 +93,11 @@ class SnapshotMeter:
         columns, before = self._before.pop(optimizer, ([], []))
         kept = [(i, old) for i, old in zip(columns, before, strict=True) if i in weights]
         kept = [(i, old) for i, old in kept if weights[i].shape == old.shape]
-        if kept:  # one at a time: all differences at once would be another copy of the model
+        try:  # one at a time: all differences at once would be another copy of the model
             squares = [norm.measure([_difference(weights[i], old)])["sum_sq"] for i, old in kept]
+        except torch.cuda.OutOfMemoryError:
+            return
+        if squares:
             self._put("update/sum_sq", [i for i, _ in kept], torch.cat(squares))
             self._mark("update", [i for i, _ in kept])
 

@@ -39,6 +39,11 @@ class Cadence:
         """Return one that is due every ``steps`` steps, however long the run."""
         return cls(points=1, least=steps, planned=1)
 
+    @property
+    def distance(self) -> int:
+        """The distance in steps as it is now."""
+        return self._every * self.stride
+
     def due(self, step: int) -> bool:
         """Whether ``step`` is due; each step is due once."""
         if self._next is not None and step < self._next:
@@ -46,5 +51,5 @@ class Cadence:
         self._used += 1
         if self._used == self._double_after:
             self._every, self._used = 2 * self._every, 0
-        self._next = step + self._every * self.stride
+        self._next = step + self.distance
         return True

@@ -80,11 +80,16 @@ class Governor:
         self._debt = self._worked = self._passed = 0.0  # what is measured from now on is another cadence
         return True
 
-    def notice(self, step: int) -> str:
-        """Say what ``learn`` has just decided, to be read after the callback's name."""
+    def notice(self, step: int, *, every: int | None = None) -> str:
+        """Say what ``learn`` has just decided, to be read after the callback's name.
+
+        Args:
+            step: From when on it holds.
+            every: The distance of measured steps, if it is not the stride.
+        """
         return (
             f"took {self.share:.1%} of the time, more than max_overhead={self._limit:.1%}. "
-            f"From step {step} on one step in {self.stride} is measured."
+            f"From step {step} on one step in {every or self.stride} is measured."
         )
 
     @property

@@ -52,7 +52,7 @@ class GradientFit:
     """The state of one fit; dropped after it.
 
     ``governor.stride`` thins everything: with a stride of 4 every fourth step is measured, and what is measured is read
-    a quarter as often.
+    a quarter as often. What is decided here must not depend on what one process alone did.
     """
 
     whole: tuple[Parameter, ...] = ()
@@ -62,12 +62,13 @@ class GradientFit:
     clipping: bool = False
     flush_every: int = 1
     flushed: int = 0
-    last: int = -1
-    snapshot_at: int = -1
+    asked_at: int = -1
+    ending: bool = False
     governor: Governor = field(default_factory=lambda: Governor(None))
     statistics: Cadence = field(default_factory=lambda: Cadence.every(1))
     hooks: StepHooks | None = None
     announced: set[int] = field(default_factory=set)
+    measured: dict[int, int] = field(default_factory=dict)
     flight: Flight | None = None
     losses: LossMeter = field(default_factory=LossMeter)
     seen: set[str] = field(default_factory=set)
@@ -88,19 +89,26 @@ class GradientFit:
         self.unmeasured = {p.name: p.unmeasurable for p in chosen if p.unmeasurable}
         return [p for p in chosen if p.unmeasurable is None]
 
-    def measures(self, step: int) -> bool:
-        """Whether a step is measured."""
-        return step % self.governor.stride == 0
+    def measures(self, step: int, optimizer: Optimizer) -> bool:
+        """Whether a step of an optimizer is measured.
 
-    @property
-    def next_flush(self) -> int:
-        """The number of steps after which what waits is read."""
-        return self.flushed + self.flush_every * self.governor.stride
+        It is the first that the optimizer takes in each stride, so that one that steps on odd batches only is still
+        measured. Of several steps within one step all are.
+        """
+        last = self.measured.get(id(optimizer))
+        return last is None or step == last or step >= self._next(last)
 
-    @property
-    def is_due(self) -> bool:
-        """Whether what waits is to be read; batches that only accumulate are no steps."""
-        return self.last + 1 >= self.next_flush
+    def expects(self, step: int) -> bool:
+        """Whether a step may be measured, as far as can be told before an optimizer steps."""
+        return any(step == last or step >= self._next(last) for last in self.measured.values()) or not self.measured
+
+    def _next(self, last: int) -> int:
+        return (last // self.governor.stride + 1) * self.governor.stride
+
+    def is_due(self, steps: int) -> bool:
+        """Whether what waits is to be read after so many steps; a ring that is full cannot wait."""
+        full = self.watching is not None and self.watching.recorder.is_full
+        return full or steps >= self.flushed + self.flush_every * self.governor.stride
 
     def gradients(self, optimizer: Optimizer) -> Gradients:
         """Return an optimizer's gradients; a collective under tensor parallelism."""
@@ -111,25 +119,26 @@ class GradientFit:
         if self.watching is not None:
             self.watching.recorder.add(step, optimizer, gradients, scale=scale, loss=self.losses.of(step))
 
-    def before_step(self, optimizer: Optimizer) -> None:
+    def before_step(self, step: int, optimizer: Optimizer) -> None:
         """Note the weights that an optimizer is about to change."""
-        if self.watching is not None:
+        if self.watching is not None and self.measured.get(id(optimizer)) == step:
             self.watching.recorder.before_step(optimizer)
 
     def after_step(self, step: int, optimizer: Optimizer, clipped: Gradients) -> None:
         """Note what a step has done."""
-        if self.watching is not None and self.measures(step):
+        if self.watching is not None and self.measured.get(id(optimizer)) == step:
             self.watching.recorder.after_step(step, optimizer, clipped)
 
     def begin_snapshot(self, step: int) -> None:
-        """Take full statistics of the last step that is measured before a flush, if they are due.
+        """Take full statistics of each optimizer's first step after a flush, if they are due.
 
         Processes merge what they have, so this must not depend on what went well on one of them.
         """
-        last = self.measures(step) and step + self.governor.stride >= self.next_flush
-        if self.watching is not None and last and step != self.snapshot_at and self.statistics.due(step):
-            self.snapshot_at = step
-            self.watching.recorder.begin_snapshot(step)
+        new = self.flushed > self.asked_at
+        if self.watching is not None and new:
+            self.asked_at = self.flushed
+            if self.statistics.due(step):
+                self.watching.recorder.begin_snapshot(step)
 
     def evidence_for(
         self, recorder: GradientRecorder, window: int, *, scaled_loss: bool, first_losses: Sequence[float]
@@ -148,6 +157,11 @@ class GradientFit:
         """Take the hooks of the first backward pass away."""
         if self.order is not None:
             self.order.stop()
+
+    def leave_steps(self) -> None:
+        """Note that a batch has ended, and with it every step of an optimizer."""
+        if self.hooks is not None:
+            self.hooks.settle()
 
     def let_go(self) -> None:
         """Take every hook away."""

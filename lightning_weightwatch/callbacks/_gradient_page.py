@@ -95,7 +95,7 @@ class GradientPage:
         values = {
             "grad_norm_log10": _log10(self._peak),
             "grad_depth_slope": profile.per_layer if profile else np.nan,
-            "layers_out_of_band": float(_out_of_band(self._history.values[-1])),
+            "layers_out_of_band": float(_out_of_band(self._last_logs())),
             "non_finite_parameters": float(self._broken.sum()),
             "clipped_norm_log10": _log10(self._clipped_peak),
             "clipped_share": float(np.mean(self._clipped)) if self._clipped else np.nan,
@@ -108,11 +108,16 @@ class GradientPage:
         self._broken[:] = False
         self._clipped = []
 
+    def _last_logs(self) -> Floats:
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log10(self._evidence.rms[-1, self._columns]))
+
     def _update_ratio(self) -> float:
         """Return log10 of the median update ratio of the weight matrices at the last snapshot."""
         if not self._evidence.snapshots:
             return np.nan
-        ratios = self._evidence.snapshots[-1].values["update_ratio"][self._columns]
+        taken, matrices = self._evidence.snapshots[-1], {self._evidence.parameters[i].name for i in self._columns}
+        ratios = taken.values["update_ratio"][[name in matrices for name in taken.parameters]]
         known = ratios[np.isfinite(ratios)]
         return _log10(float(np.median(known))) if known.size else np.nan
 

@@ -31,7 +31,7 @@ def guarded(hook: Hook) -> Hook:
 
     @functools.wraps(hook)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
-        if self.broken:
+        if self.broken or torch.compiler.is_compiling():  # traced, it would cut the graph of a compiled step
             return
         try:
             hook(self, *args, **kwargs)
@@ -52,7 +52,7 @@ def deferred(work: Work) -> Work:
 
     @functools.wraps(work)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.broken or self.failure:
+        if self.broken or self.failure or torch.compiler.is_compiling():
             return None
         try:
             return work(self, *args, **kwargs)

@@ -83,6 +83,12 @@ def tell(trainer: Any, text: str) -> None:
         log.warning("The console could not be written to (%s: %s): %s", type(error).__name__, error, text)
 
 
+def ends_window(trainer: Any) -> bool:
+    """Whether the batch that ends is the last of its accumulation window; ``log_step`` moves on after it."""
+    should_accumulate = getattr(trainer.fit_loop, "_should_accumulate", None)
+    return should_accumulate is None or not should_accumulate()
+
+
 def clips(trainer: Any, pl_module: Any) -> bool:
     """Whether gradients may be clipped after ``on_before_optimizer_step``, by the Trainer or by a hook of the user.
 

@@ -164,10 +164,8 @@ class GradientHealthMonitor(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return what was told, so that a resumed run does not tell it again, and the losses it is held against."""
         watching = self._fit.watching
-        return {
-            **self._judgement.state_dict(),
-            "first_losses": list(watching.evidence.first_losses if watching else self._first_losses),
-        }
+        losses = watching.evidence.first_losses if watching else self._first_losses
+        return self._judgement.state_dict() | {"first_losses": list(losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what the earlier run told."""
@@ -200,14 +198,14 @@ class GradientHealthMonitor(pl.Callback):
             fit.hooks = StepHooks(*hooks)
             fit.hooks.watch(*trainer.optimizers)
 
-    @timed
     @deferred
+    @timed
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Note the loss; before the first backward pass, begin to listen for the order it reaches parameters in."""
         if self._fit.order is None:
             self._fit.order = ForwardOrder(named_tensors(pl_module))
         step = _trainer.log_step(trainer)
-        if self._fit.measures(step):
+        if self._fit.expects(step):
             scale = _trainer.loss_scale(trainer)
             self._fit.losses.add(step, loss, scale=scale, divided_by=trainer.accumulate_grad_batches)
 
@@ -219,15 +217,15 @@ class GradientHealthMonitor(pl.Callback):
         """Measure this optimizer's gradients, and note the weights that it is about to change."""
         self._fit.announced.add(id(optimizer))
         self._measure(trainer, pl_module, optimizer)
-        if self._fit.automatic:  # else they were noted when the step was entered; here that would hold activations too
-            self._note(self._fit.before_step, optimizer)
+        if self._fit.automatic:  # when the step was entered, activations were there beside the copies
+            self._note(self._fit.before_step, _trainer.log_step(trainer), optimizer)
 
     @guarded
     @timed
     def _before_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
-        if not self._fit.automatic:
-            self._cover(trainer, pl_module, optimizer)
-            self._note(self._fit.before_step, optimizer)
+        if not self._fit.automatic and self._cover(trainer, pl_module, optimizer):
+            self._fit.measured[id(optimizer)] = _trainer.log_step(trainer)
+            self._note(self._fit.before_step, _trainer.log_step(trainer), optimizer)
 
     @guarded
     @timed
@@ -236,9 +234,9 @@ class GradientHealthMonitor(pl.Callback):
         if id(optimizer) not in self._fit.announced:
             self._measure(trainer, pl_module, optimizer)
         self._fit.announced.discard(id(optimizer))
-        step = _trainer.log_step(trainer)
-        clipped = self._fit.gradients(optimizer) if self._fit.clipping and self._fit.measures(step) else {}
-        self._note(self._fit.after_step, step, optimizer, clipped)
+        step, fit = _trainer.log_step(trainer), self._fit
+        clipped = fit.gradients(optimizer) if fit.clipping and fit.measured.get(id(optimizer)) == step else {}
+        self._note(fit.after_step, step, optimizer, clipped)
 
     @guarded
     @timed
@@ -247,13 +245,15 @@ class GradientHealthMonitor(pl.Callback):
     ) -> None:
         """Read, judge and tell, when it is due."""
         self._fit.stop_listening()  # where no optimizer steps through Lightning, nothing else would
+        self._fit.leave_steps()
         self._land(trainer, pl_module)
-        if self._fit.is_due:
+        if _trainer.ends_window(trainer) and self._fit.is_due(_trainer.log_step(trainer) + 1):
             self._flush(trainer, pl_module)
 
     @guarded
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Judge what is left, and say what could not be measured."""
+        self._fit.ending = True
         self._flush(trainer, pl_module, wait=True)
         if self._fit.watching is not None:
             self._fit.watching.page.show(self.findings, last=True)
@@ -313,22 +313,23 @@ class GradientHealthMonitor(pl.Callback):
         self._fit.statistics = Cadence.every(every) if every else spread
         self._fit.watching = Watching(recorder, evidence, page)
 
-    def _cover(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
-        """See to it that an optimizer's parameters are watched, and that a snapshot is begun if one is due."""
-        self._fit.stop_listening()
-        if self._fit.watching is None or not self._fit.watching.recorder.covers(optimizer):
+    def _cover(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> bool:
+        """See to it that an optimizer's parameters are watched; say whether this step of it is measured."""
+        fit, step = self._fit, _trainer.log_step(trainer)
+        fit.stop_listening()
+        if fit.watching is None or not fit.watching.recorder.covers(optimizer):
             self._prepare(trainer, pl_module, optimizer)
-        self._fit.begin_snapshot(_trainer.log_step(trainer))
+        measures = fit.measures(step, optimizer)
+        if measures:
+            fit.begin_snapshot(step)
+        return measures
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
-        fit = self._fit
-        if fit.hooks is None:  # gradients are hidden
-            return
-        fit.hooks.watch(optimizer)
-        self._cover(trainer, pl_module, optimizer)
-        fit.last = _trainer.log_step(trainer)
-        if fit.measures(fit.last):
-            self._record(trainer, optimizer, fit.gradients(optimizer))
+        hooks = self._fit.hooks
+        if hooks is not None and self._cover(trainer, pl_module, optimizer):  # None: gradients are hidden
+            hooks.watch(optimizer)
+            self._fit.measured[id(optimizer)] = _trainer.log_step(trainer)
+            self._record(trainer, optimizer, self._fit.gradients(optimizer))
 
     @deferred
     def _record(self, trainer: pl.Trainer, optimizer: Optimizer, gradients: Gradients) -> None:
@@ -346,11 +347,12 @@ class GradientHealthMonitor(pl.Callback):
         """
         fit = self._fit
         self._land(trainer, pl_module)
-        fit.flushed = fit.last + 1
+        fit.flushed = _trainer.log_step(trainer) + 1
         if fit.watching is not None:
             own, whole = fit.governor.take() if trainer.is_global_zero else (0.0, 0.0)  # the rank that also draws
             notes = {"failed": float(self.failure is not None), "own": own, "whole": whole}
-            fit.flight = fit.watching.recorder.send(notes, agree=True)
+            with fit.governor.waiting():  # for other processes, if there are any
+                fit.flight = fit.watching.recorder.send(notes, agree=True)
             if wait or fit.flight.parcel.at_once:
                 self._land(trainer, pl_module)
 
@@ -365,7 +367,7 @@ class GradientHealthMonitor(pl.Callback):
         gathered = fit.watching.recorder.receive(flight)
         if gathered.notes["failed"]:
             raise self.failure or reduce.PeerError("gradients could not be measured on another process")
-        if fit.governor.learn(gathered.notes["own"], gathered.notes["whole"]):  # the same seconds on all ranks
+        if fit.governor.learn(gathered.notes["own"], gathered.notes["whole"]) and not fit.ending:
             _trainer.tell(trainer, f"weightwatch: {_ME} {fit.governor.notice(_trainer.log_step(trainer) + 1)}")
         news = self._learn(trainer, gathered) or ()
         self._act(trainer, pl_module, news)
@@ -382,7 +384,8 @@ class GradientHealthMonitor(pl.Callback):
         news = self._judgement.news(watching.evidence)
         if gathered.snapshot is not None:
             self._snapshot = gathered.snapshot
-        watching.page.overhead = self._fit.governor.share
+        if self.max_overhead is not None:  # a log without a limit is reproducible
+            watching.page.overhead = self._fit.governor.share
         watching.page.show(self.findings, news=bool(news))
         tell_findings(trainer, news, self._fit.folder, self._unwritten)
         return news

@@ -158,6 +158,8 @@ class WeightHistogramLogger(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Log weights before the step, when it is due."""
+        if self._fit.hooks is not None:
+            self._fit.hooks.settle()  # no optimizer is within a step
         fit, step = self._fit, _trainer.log_step(trainer)
         if fit.active and fit.histograms.due(step):
             fit.gradients_due, fit.counted = step, set()
@@ -199,6 +201,7 @@ class WeightHistogramLogger(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the weights as they are left."""
         if self._fit.active:
+            self._fit.ending = True
             self._log_weights(trainer, pl_module, _trainer.log_step(trainer), pictures=True)
             self._fit.sinks.flush()
             for line in unmeasured("weights and gradients", self._fit.unmeasured):
@@ -271,7 +274,9 @@ class WeightHistogramLogger(pl.Callback):
             own, whole = notes["own"], notes["whole"]
         if fit.governor.learn(own, whole):
             fit.histograms.stride = fit.governor.stride
-            _trainer.tell(trainer, f"weightwatch: {_ME} {fit.governor.notice(_trainer.log_step(trainer))}")
+            if not fit.ending:
+                notice = fit.governor.notice(_trainer.log_step(trainer), every=fit.histograms.distance)
+                _trainer.tell(trainer, f"weightwatch: {_ME} {notice}")
         return counts
 
 
@@ -294,6 +299,7 @@ class _Fit:
     governor: Governor = field(default_factory=lambda: Governor(None))
     shared: SharedCounter | None = None
     drawn: bool = False
+    ending: bool = False
     gradients_due: int = -1
     counted: set[int] = field(default_factory=set)
     announced: set[int] = field(default_factory=set)

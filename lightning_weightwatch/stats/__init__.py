@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lightning_weightwatch import _folder
-from lightning_weightwatch.stats._base import Merge, Partials, Statistic, precise
+from lightning_weightwatch.stats._base import Merge, Partials, Statistic, keyed, precise
+from lightning_weightwatch.stats._rows import ByRows, joined
 
 __all__ = ["Merge", "Partials", "Statistic", "all_statistics", "measure", "merges", "precise", "read"]
 
@@ -23,15 +24,20 @@ def all_statistics() -> dict[str, Statistic]:
 
 
 def measure(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Measure several statistics of the same tensors; partials are keyed ``statistic/partial``."""
-    known = all_statistics()
-    return {f"{name}/{key}": part for name in names for key, part in known[name].measure(tensors).items()}
+    """Measure several statistics of the same tensors; partials are keyed ``statistic/partial``.
+
+    Those that measure by rows look at each row in turn, so that its elements are fetched once.
+    """
+    measures = {name: statistic.measure for name, statistic in all_statistics().items() if name in names}
+    rows = {name: one for name, one in measures.items() if isinstance(one, ByRows)}
+    found = {name: one(tensors) for name, one in measures.items() if name not in rows}
+    return keyed(found) | (joined(rows)(tensors) if rows else {})
 
 
 def merges(names: Sequence[str]) -> dict[str, Merge]:
     """Return how each partial that ``measure`` gives is merged."""
     known = all_statistics()
-    return {f"{name}/{key}": merge for name in names for key, merge in known[name].partials.items()}
+    return keyed({name: known[name].partials for name in names})
 
 
 def read(names: Sequence[str], partials: Partials) -> dict[str, Tensor]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 Merge = Literal["sum", "max", "min"]
 Partials = dict[str, Tensor]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,6 @@ def precise(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
-def rows(parts: Sequence[Partials], names: Mapping[str, Merge]) -> Partials:
-    """Stack one small dict per tensor into one dict of stacked partials, on the device of the first tensor."""
-    if not parts:
-        return {name: torch.zeros(0, dtype=torch.float64) for name in names}
-    return {name: torch.stack([part[name].to(parts[0][name].device) for part in parts]) for name in names}
+def keyed(named: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
+    """Return what several statistics say of their partials in one dict, keyed ``statistic/partial``."""
+    return {f"{name}/{key}": value for name, values in named.items() for key, value in values.items()}

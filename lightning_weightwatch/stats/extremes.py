@@ -1,22 +1,17 @@
-"""The smallest and the largest finite element of every tensor."""
+"""The smallest and the largest finite element of every tensor.
+
+A tensor without finite elements has the partials +Inf and -Inf, which any other piece replaces when they are merged.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_weightwatch.stats._base import Partials, Statistic, precise, rows
-
-
-def measure(tensors: Sequence[Tensor]) -> Partials:
-    """Return the least and the greatest finite element per tensor, shape ``[P]``.
-
-    A tensor without finite elements gives +Inf and -Inf, which any other piece replaces when they are merged.
-    """
-    return rows([_of_one(t) for t in tensors], STATISTIC.partials)
+from lightning_weightwatch.stats._base import Partials, Statistic
+from lightning_weightwatch.stats._rows import ByRows, Scratch
 
 
 def read(partials: Partials) -> dict[str, Tensor]:
@@ -30,26 +25,18 @@ def read(partials: Partials) -> dict[str, Tensor]:
     }
 
 
-def _of_one(tensor: Tensor) -> Partials:
-    wide = precise(tensor)
-    if tensor.numel() == 0:
-        return {
-            "least": torch.full((), math.inf, dtype=wide, device=tensor.device),
-            "greatest": torch.full((), -math.inf, dtype=wide, device=tensor.device),
-        }
-    if tensor.device.type == "cpu":  # elsewhere looking at the result would wait for the device
-        low, high = torch.aminmax(tensor)
-        if low.isfinite() and high.isfinite():
-            return {"least": low.to(wide), "greatest": high.to(wide)}
-    finite = tensor.isfinite()
-    return {
-        "least": torch.where(finite, tensor, math.inf).min().to(wide),
-        "greatest": torch.where(finite, tensor, -math.inf).max().to(wide),
-    }
+def _of_finite(matrix: Tensor, _: Scratch) -> Partials:
+    return {"least": matrix.amin(1), "greatest": matrix.amax(1)}
 
 
+def _of_any(matrix: Tensor, _: Scratch) -> Partials:
+    top = math.inf
+    return {"least": matrix.nan_to_num(top, top, top).amin(1), "greatest": matrix.nan_to_num(-top, -top, -top).amax(1)}
+
+
+measure = ByRows(merges={"least": "min", "greatest": "max"}, of_finite=_of_finite, of_any=_of_any)
 STATISTIC = Statistic(
-    partials={"least": "min", "greatest": "max"},
+    partials=measure.merges,
     units={"min": "unit of the tensor", "max": "unit of the tensor", "abs_max": "unit of the tensor"},
     measure=measure,
     read=read,

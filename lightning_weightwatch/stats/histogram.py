@@ -18,21 +18,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_weightwatch.stats._base import Partials, Statistic
+from lightning_weightwatch.stats._rows import Scratch, batches, on_host
 
 Counts = NDArray[np.float64]
 BINS = 4096
 _PER_SIGN = BINS // 2
 _PER_EXPONENT = 8
 _NON_FINITE = 255 * _PER_EXPONENT  # the exponent of Inf and NaN
-_CHUNK = 1 << 18  # elements whose keys fit the cache; unchunked, 10 million take seven times as long
+_ROWS = 8  # tensors counted at once; int16 has room for the bins of eight, and is a tenth quicker than int32
+_FIRST_BIN = (BINS * torch.arange(_ROWS)).to(torch.int16).unsqueeze(1)
 
 
 def measure(tensors: Sequence[Tensor]) -> Partials:
     """Return the counts per tensor, shape ``[P, 4096]``, int64."""
-    if not tensors:
-        return {"counts": torch.zeros(0, BINS, dtype=torch.int64)}
-    counted = [_count(t) for t in tensors]
-    return {"counts": torch.stack([c.to(counted[0].device) for c in counted])}
+    if on_host(tensors):
+        return {"counts": _count_on_host(tensors)}
+    return {"counts": torch.stack([_count(t).to(tensors[0].device) for t in tensors])}
 
 
 def read(partials: Partials) -> dict[str, Tensor]:
@@ -111,29 +112,31 @@ def finite_range(counts: Counts) -> tuple[float, float]:
     return float(low[filled].min()), float(high[filled].max())
 
 
+def _count_on_host(tensors: Sequence[Tensor]) -> Tensor:
+    counts, scratch = np.zeros((len(tensors), BINS), dtype=np.int64), Scratch()
+    for owners, matrix in batches(tensors, most_rows=_ROWS):
+        keys = torch.bitwise_right_shift(_bits(matrix), 20, out=scratch.like(matrix, torch.int16))
+        keys &= BINS - 1
+        if len(owners) > 1:
+            keys += _FIRST_BIN[: len(owners)]
+        found = torch.bincount(keys.flatten(), minlength=BINS * len(owners)).view(-1, BINS).numpy()
+        for owner, row in zip(owners, found, strict=True):
+            counts[owner] += row
+    return torch.from_numpy(counts)
+
+
 def _count(tensor: Tensor) -> Tensor:
-    flat = tensor.reshape(-1)
+    """Count without ``bincount``, which waits for the device to learn its own length."""
+    keys = (_bits(tensor.reshape(-1)) >> 20) & (BINS - 1)
     counts = torch.zeros(BINS, dtype=torch.int64, device=tensor.device)
-    for chunk in flat.split(_CHUNK):
-        if chunk.numel():
-            _add(counts, _keys(chunk))
-    return counts
+    return counts.scatter_add_(0, keys.long(), counts.new_ones(()).expand_as(keys))
 
 
-def _add(counts: Tensor, keys: Tensor) -> None:
-    """Count keys; ``bincount`` is the quickest, but on CUDA it waits for the device to learn its own length."""
-    if keys.device.type == "cuda":
-        counts.scatter_add_(0, keys.long(), counts.new_ones(()).expand_as(keys))
-    else:
-        counts += torch.bincount(keys, minlength=BINS)
-
-
-def _keys(chunk: Tensor) -> Tensor:
-    if chunk.dtype == torch.float64:  # casting must not turn a large finite number into Inf
+def _bits(tensor: Tensor) -> Tensor:
+    if tensor.dtype == torch.float64:  # casting must not turn a large finite number into Inf
         most = torch.finfo(torch.float32).max
-        chunk = torch.where(chunk.isinf(), chunk, chunk.clamp(-most, most))
-    bits = chunk.float().contiguous().view(torch.int32)
-    return (bits >> 20) & 0xFFF
+        tensor = torch.where(tensor.isinf(), tensor, tensor.clamp(-most, most))
+    return tensor.float().contiguous().view(torch.int32)
 
 
 def _lower_and_upper() -> tuple[Counts, Counts]:

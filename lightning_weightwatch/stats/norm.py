@@ -10,12 +10,14 @@ A norm is not finite if and only if an element is not finite (or a float64 eleme
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_weightwatch.stats._base import Partials, Statistic, precise
+from lightning_weightwatch.stats._rows import flat
 
 _CHUNK = 1 << 18  # elements whose float32 sum of squares keeps five digits; of ten million it keeps three
 _SQUARES_UNDERFLOW = 1e-15  # squares of smaller float32 elements begin to vanish; 1.4e-45 is the least float32
@@ -41,16 +43,25 @@ def _norms(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _norms_on_cpu(tensors: Sequence[Tensor]) -> Tensor:
-    # A half-precision norm would come back rounded to half precision.
-    narrow = [t if t.element_size() >= 4 else t.float() for t in tensors]
-    pieces = [t.reshape(-1).split(_CHUNK) if t.numel() > _CHUNK else (t,) for t in narrow]
-    flat = [piece for parts in pieces for piece in parts]
-    norms = torch.stack([n.double() for n in torch._foreach_norm(flat, 2)])  # noqa: SLF001 - as above
-    if len(flat) > len(tensors):
+    pieces = [flat(t).split(_CHUNK) if t.numel() > _CHUNK else (t,) for t in tensors]
+    norms = _norms_of_pieces([piece for parts in pieces for piece in parts])
+    if len(norms) > len(tensors):
         norms = torch.stack([part.square().sum() for part in norms.split([len(p) for p in pieces])]).sqrt()
     doubtful = (norms < _SQUARES_UNDERFLOW) | ~norms.isfinite()
     for i in doubtful.nonzero().flatten().tolist():
         norms[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
+    return norms
+
+
+def _norms_of_pieces(pieces: Sequence[Tensor]) -> Tensor:
+    alike: dict[torch.dtype, list[int]] = defaultdict(list)
+    for i, piece in enumerate(pieces):
+        alike[piece.dtype].append(i)
+    norms = torch.empty(len(pieces), dtype=torch.float64)
+    for dtype, places in alike.items():
+        kind = torch.promote_types(dtype, torch.float32)  # a half-precision norm would be rounded to half precision
+        found = torch._foreach_norm([pieces[i] for i in places], 2, dtype=kind)  # noqa: SLF001 - as above
+        norms[places] = torch.stack(found).double()
     return norms
 
 
