@@ -39,10 +39,11 @@ def is_lbfgs(optimizer: Optimizer) -> bool:
 def leaves_gradients_alone(optimizer: Optimizer) -> bool:
     """Whether the gradients after a step are those that clipping left.
 
-    Torch's own optimizers do not touch them. Others may: SAM takes them anew beside the weights, centralisation moves
-    them. LBFGS takes them at many points.
+    Torch's own steps do not touch them. Others may: SAM takes them anew beside the weights, centralisation moves them.
+    LBFGS takes them at many points.
     """
-    return type(optimizer).__module__.startswith("torch.optim") and not is_lbfgs(optimizer)
+    step_is_from = getattr(getattr(type(optimizer), "step", None), "__module__", "")
+    return step_is_from.startswith("torch.optim") and not is_lbfgs(optimizer)
 
 
 @dataclass(frozen=True)

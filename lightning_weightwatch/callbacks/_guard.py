@@ -31,7 +31,7 @@ def guarded(hook: Hook) -> Hook:
 
     @functools.wraps(hook)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
-        if self.broken or torch.compiler.is_compiling():  # traced, it would cut the graph of a compiled step
+        if self.broken:
             return
         try:
             hook(self, *args, **kwargs)
@@ -41,7 +41,7 @@ def guarded(hook: Hook) -> Hook:
             self.broken = True
             _report(f"{type(self).__name__}.{hook.__name__}", error, "It is switched off, the training goes on.")
 
-    return wrapper  # type: ignore[return-value]  # functools.wraps keeps the signature
+    return _untraced(wrapper)  # type: ignore[return-value]  # functools.wraps keeps the signature
 
 
 def deferred(work: Work) -> Work:
@@ -52,7 +52,7 @@ def deferred(work: Work) -> Work:
 
     @functools.wraps(work)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.broken or self.failure or torch.compiler.is_compiling():
+        if self.broken or self.failure:
             return None
         try:
             return work(self, *args, **kwargs)
@@ -60,7 +60,12 @@ def deferred(work: Work) -> Work:
             self.failure = error
             return None
 
-    return wrapper  # type: ignore[return-value]  # functools.wraps keeps the signature
+    return _untraced(wrapper)  # type: ignore[return-value]  # functools.wraps keeps the signature
+
+
+def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep ``torch.compile`` out of a hook that is called within a compiled ``optimizer.step``."""
+    return torch.compiler.disable(hook)  # type: ignore[no-any-return]
 
 
 def meeting(callback: Any, work: Callable[[], Result], device: torch.device) -> Result:

@@ -32,9 +32,9 @@ class StepHooks:
         self._depth: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
 
     def watch(self, *optimizers: Optimizer) -> None:
-        """Watch optimizers, each once; one that has no step hooks, or whose step is compiled, is left alone."""
+        """Watch optimizers, each once; one that has no step hooks is left alone."""
         for optimizer in optimizers:
-            if optimizer in self._handles or _is_compiled(getattr(optimizer, "step", None)):
+            if optimizer in self._handles:
                 continue
             with contextlib.suppress(AttributeError):  # made without ``super().__init__()``
                 self._handles[optimizer] = handles = []
@@ -78,12 +78,3 @@ class _Hook:
 
 def _nobody(_: Optimizer) -> None:
     """Listen to nothing."""
-
-
-def _is_compiled(step: Any) -> bool:
-    """Whether ``torch.compile`` would trace what hangs on a step, and cut its graph there."""
-    while step is not None:
-        if hasattr(step, "_torchdynamo_orig_callable"):
-            return not getattr(step, "_torchdynamo_disable", False)  # torch exempts LBFGS and others that way
-        step = getattr(step, "__wrapped__", None)  # a learning rate scheduler wraps it
-    return False

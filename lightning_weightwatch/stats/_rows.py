@@ -31,16 +31,23 @@ class Scratch:
     """Memory to compute in, used again for every matrix; devices other than the CPU see to that themselves."""
 
     def __init__(self) -> None:
-        self._held: dict[torch.dtype, Tensor] = {}
+        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
         self._same: dict[tuple[int, float], Tensor] = {}
 
-    def like(self, matrix: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return a matrix of the same shape and of any content; the next one of its type takes its place."""
+    def like(self, matrix: Tensor, purpose: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return a matrix of the same shape and of any content; the next for the same purpose takes its place."""
         if matrix.device.type != "cpu":
             return torch.empty_like(matrix, dtype=dtype)
-        if dtype not in self._held:
-            self._held[dtype] = torch.empty(_PIECE, dtype=dtype)
-        return self._held[dtype].resize_(matrix.shape)
+        key = (purpose, dtype or matrix.dtype)
+        if key not in self._held:
+            self._held[key] = torch.empty(_PIECE, dtype=key[1], device=matrix.device)
+        return self._held[key].resize_(matrix.shape)
+
+    def copy(self, matrix: Tensor, purpose: str, dtype: torch.dtype) -> Tensor:
+        """Return a copy in another type; the next for the same purpose takes its place."""
+        if matrix.device.type != "cpu":
+            return matrix.to(dtype, copy=True)
+        return self.like(matrix, purpose, dtype).copy_(matrix)
 
     def same(self, matrix: Tensor, number: float) -> Tensor:
         """Return the same number for every row, shape ``[rows]``; not to be written to."""
@@ -97,7 +104,7 @@ class ByRows:
     def _one_by_one(self, tensors: Sequence[Tensor]) -> Partials:
         like = torch.empty(1, dtype=precise(tensors[0]), device=tensors[0].device)
         nothing = {name: torch.full_like(like, _OF_NOTHING[merge]) for name, merge in self.merges.items()}
-        parts = [self.of_any(t.reshape(1, -1), Scratch()) if t.numel() else nothing for t in tensors]
+        parts = [self.of_any(t.detach().reshape(1, -1), Scratch()) if t.numel() else nothing for t in tensors]
         return {name: torch.cat([part[name].to(like) for part in parts]) for name in self.merges}
 
 
@@ -127,26 +134,30 @@ def batches(tensors: Sequence[Tensor], *, most_rows: int = _PIECE) -> Iterator[t
     """
     alike: dict[tuple[torch.dtype, int], list[tuple[int, Tensor]]] = defaultdict(list)
     for i, tensor in enumerate(tensors):
-        row = flat(tensor.detach())
-        for piece in row.split(_PIECE) if row.numel() > _PIECE else (row,):
-            alike[piece.dtype, piece.numel()].append((i, piece))
+        if tensor.numel():
+            for piece in cut(tensor.detach(), _PIECE):
+                alike[piece.dtype, piece.numel()].append((i, piece))
     scratch = Scratch()
     for (_, size), pieces in alike.items():
-        rows = min(_PIECE // max(size, 1), most_rows)
-        for begin in range(0, len(pieces) if size else 0, rows):
+        rows = min(_PIECE // size, most_rows)
+        for begin in range(0, len(pieces), rows):
             owners, members = zip(*pieces[begin : begin + rows], strict=True)
             yield owners, _stacked(members, scratch)
 
 
-def flat(tensor: Tensor) -> Tensor:
-    """Return the elements in the order in which they lie in memory: so nothing that is transposed has to be copied."""
+def cut(tensor: Tensor, size: int) -> Sequence[Tensor]:
+    """Return the elements in pieces of ``size`` and what is left, in the order in which they lie in memory.
+
+    So nothing that is merely transposed has to be copied.
+    """
     if not tensor.is_contiguous():
         tensor = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
-    return tensor.reshape(-1)
+    flat = tensor.reshape(-1)
+    return flat.split(size) if flat.numel() > size else (flat,)
 
 
 def _stacked(pieces: tuple[Tensor, ...], scratch: Scratch) -> Tensor:
     first = pieces[0].unsqueeze(0)
     if len(pieces) == 1:
         return first
-    return torch.stack(pieces, out=scratch.like(first.expand(len(pieces), -1), first.dtype))
+    return torch.stack(pieces, out=scratch.like(first.expand(len(pieces), -1), "rows"))

@@ -29,9 +29,12 @@ def _of_finite(matrix: Tensor, _: Scratch) -> Partials:
     return {"least": matrix.amin(1), "greatest": matrix.amax(1)}
 
 
-def _of_any(matrix: Tensor, _: Scratch) -> Partials:
-    top = math.inf
-    return {"least": matrix.nan_to_num(top, top, top).amin(1), "greatest": matrix.nan_to_num(-top, -top, -top).amax(1)}
+def _of_any(matrix: Tensor, scratch: Scratch) -> Partials:
+    kept = scratch.like(matrix, "kept")
+    return {
+        "least": torch.nan_to_num(matrix, math.inf, math.inf, math.inf, out=kept).amin(1),
+        "greatest": torch.nan_to_num(matrix, -math.inf, -math.inf, -math.inf, out=kept).amax(1),
+    }
 
 
 measure = ByRows(merges={"least": "min", "greatest": "max"}, of_finite=_of_finite, of_any=_of_any)

@@ -6,6 +6,9 @@ and non-finite elements have bins of their own. ``linear`` and ``log10`` draw th
 counts.
 
 Elements below 1.2e-38 (subnormal in float32) are counted as zeros.
+
+Counts are int64, 32 kB a tensor, so that no tensor is too large and sums never overflow. Whoever has thousands of small
+tensors should measure some hundreds at a time and keep what is drawn from them.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ BINS = 4096
 _PER_SIGN = BINS // 2
 _PER_EXPONENT = 8
 _NON_FINITE = 255 * _PER_EXPONENT  # the exponent of Inf and NaN
-_ROWS = 8  # tensors counted at once; int16 has room for the bins of eight, and is a tenth quicker than int32
-_FIRST_BIN = (BINS * torch.arange(_ROWS)).to(torch.int16).unsqueeze(1)
+_ROWS = 8  # rows counted at once: int16, a twentieth quicker than int32 altogether, has room for the bins of eight
+_FIRST_BIN = torch.arange(0, _ROWS * BINS, BINS, dtype=torch.int16, device="cpu").unsqueeze(1)
 
 
 def measure(tensors: Sequence[Tensor]) -> Partials:
@@ -113,9 +116,10 @@ def finite_range(counts: Counts) -> tuple[float, float]:
 
 
 def _count_on_host(tensors: Sequence[Tensor]) -> Tensor:
-    counts, scratch = np.zeros((len(tensors), BINS), dtype=np.int64), Scratch()
+    counts = np.zeros((len(tensors), BINS), dtype=np.int64)  # NumPy asks for large pages, a quarter of torch's time
+    scratch = Scratch()
     for owners, matrix in batches(tensors, most_rows=_ROWS):
-        keys = torch.bitwise_right_shift(_bits(matrix), 20, out=scratch.like(matrix, torch.int16))
+        keys = torch.bitwise_right_shift(_bits(matrix), 20, out=scratch.like(matrix, "keys", torch.int16))
         keys &= BINS - 1
         if len(owners) > 1:
             keys += _FIRST_BIN[: len(owners)]

@@ -34,29 +34,30 @@ def read(partials: Partials) -> dict[str, Tensor]:
 
 
 def _of_finite(matrix: Tensor, scratch: Scratch) -> Partials:
-    zeros = _zeros(matrix, scratch)
-    wide = scratch.like(matrix, precise(matrix)).copy_(matrix)
+    wide = scratch.copy(matrix, "wide", precise(matrix))
     return {
         "count": scratch.same(matrix, matrix.shape[1]),
         "sum": wide.sum(1),
         "sum_sq": wide.square_().sum(1),
         "nonfinite": scratch.same(matrix, 0),
-        "zeros": zeros,
+        "zeros": _zeros(matrix, scratch),
     }
 
 
 def _of_any(matrix: Tensor, scratch: Scratch) -> Partials:
     """Measure with zeros in the place of what is not finite, and take those out of the count."""
-    kept = _of_finite(matrix.nan_to_num(0.0, 0.0, 0.0), scratch)
-    zeros = _zeros(matrix, scratch)
-    nonfinite = kept["zeros"] - zeros
-    return {**kept, "count": kept["count"] - nonfinite, "nonfinite": nonfinite, "zeros": zeros}
+    kept = torch.nan_to_num(matrix, 0.0, 0.0, 0.0, out=scratch.like(matrix, "kept"))
+    found, zeros = _of_finite(kept, scratch), _zeros(matrix, scratch)
+    nonfinite = found["zeros"] - zeros
+    return {**found, "count": found["count"] - nonfinite, "nonfinite": nonfinite, "zeros": zeros}
 
 
 def _zeros(matrix: Tensor, scratch: Scratch) -> Tensor:
-    if matrix.device.type == "cpu":  # zeros as floats that are summed take a third of the time of ``count_nonzero``
-        return torch.eq(matrix, 0, out=scratch.like(matrix, torch.float32)).sum(1)
-    return (matrix == 0).sum(1)
+    if matrix.device.type != "cpu":
+        return (matrix == 0).sum(1)
+    # Zeros as numbers of their own type, and then a sum, take a third of the time of ``count_nonzero``.
+    marks = torch.eq(matrix, 0, out=scratch.like(matrix, "zeros"))
+    return marks.sum(1, dtype=torch.promote_types(matrix.dtype, torch.float32))
 
 
 measure = ByRows(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_weightwatch.stats._base import Partials, Statistic, precise
-from lightning_weightwatch.stats._rows import flat
+from lightning_weightwatch.stats._rows import cut
 
 _CHUNK = 1 << 18  # elements whose float32 sum of squares keeps five digits; of ten million it keeps three
 _SQUARES_UNDERFLOW = 1e-15  # squares of smaller float32 elements begin to vanish; 1.4e-45 is the least float32
@@ -43,7 +43,7 @@ def _norms(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _norms_on_cpu(tensors: Sequence[Tensor]) -> Tensor:
-    pieces = [flat(t).split(_CHUNK) if t.numel() > _CHUNK else (t,) for t in tensors]
+    pieces = [cut(t, _CHUNK) if t.numel() > _CHUNK else (t,) for t in tensors]
     norms = _norms_of_pieces([piece for parts in pieces for piece in parts])
     if len(norms) > len(tensors):
         norms = torch.stack([part.square().sum() for part in norms.split([len(p) for p in pieces])]).sqrt()

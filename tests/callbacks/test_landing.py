@@ -383,11 +383,9 @@ def test_a_gradient_that_one_process_lacks_stops_nobody(late: None, tmp_path: Pa
         assert not any(diary["broken"])
 
 
-@pytest.mark.parametrize("strategy", WELL)
-def test_waiting_for_the_other_process_is_no_work(
-    strategy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Where the other was slower, its slowness was told to be the monitor's, and less was measured for it."""
+@pytest.fixture
+def slow_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no time pass but in waiting for the other process, ten seconds each time."""
     now, exchange = [0.0], reduce.exchange
 
     def slow(*arguments: Any) -> Any:
@@ -396,8 +394,29 @@ def test_waiting_for_the_other_process_is_no_work(
 
     monkeypatch.setattr(_governor, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(reduce, "exchange", slow)
+
+
+@pytest.mark.parametrize("strategy", WELL)
+def test_waiting_for_the_other_process_is_no_work(strategy: str, slow_peer: None, tmp_path: Path) -> None:
+    """Where the other was slower, its slowness was told to be the monitor's, and less was measured for it."""
     for diary in diaries(tmp_path, *WELL[strategy]):
         assert set(diary["strides"]) == {1}
+
+
+class Counts(WeightHistogramLogger):
+    """Writes down how often it logs in the end."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        (Path(trainer.default_root_dir) / f"rank{trainer.global_rank}").write_text(str(self._fit.histograms.stride))
+        super().on_train_end(trainer, pl_module)
+
+
+def test_waiting_for_the_other_process_thins_no_histograms(slow_peer: None, tmp_path: Path) -> None:
+    """As above, where shards are counted together."""
+    model, make = WELL["FSDP2"]
+    options = {"devices": 2, "max_epochs": 1, "use_distributed_sampler": False, "default_root_dir": tmp_path}
+    fits.trainer([Counts(every_n_steps=1)], strategy=make(), **options).fit(model())
+    assert written(tmp_path) == [1, 1]
 
 
 class SkipsAStep(truth.Model):

@@ -388,3 +388,15 @@ def test_gradients_that_nothing_clipped_do_not_count_as_clipped(make: Any) -> No
     evidence = witness.evidence
     clipped = evidence.clipped_norm < evidence.global_norm * (1 - 1e-5)
     assert clipped.sum() == 0
+
+
+class Named(SGD):
+    """Steps as torch's own does."""
+
+
+@pytest.mark.parametrize("make", [SGD, Named], ids=lambda make: make.__name__)
+def test_clipping_is_measured_under_an_optimizer_that_steps_as_torchs_own(make: Any) -> None:
+    """A class of the user's was taken for one that changes gradients, though it has no step of its own."""
+    witness = Witness()
+    fits.fit(net(make), [witness.monitor], max_epochs=1, gradient_clip_val=0.1)
+    np.testing.assert_allclose(witness.evidence.clipped_norm, 0.1, rtol=1e-4)

@@ -201,7 +201,7 @@ class Lazy(Net):
 class Compiled(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.body.compile(backend="eager")
+        self.body = torch.compile(self.body, backend="eager")
 
 
 def scaler() -> torch.amp.GradScaler:
