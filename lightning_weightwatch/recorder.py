@@ -153,6 +153,7 @@ class GradientRecorder:
         rows: Steps between two flushes, at most.
         sharded: Each process holds a part of every tensor. Making the recorder is then a collective.
         clipping: Gradients may be clipped between ``add`` and the step; their norms after it are kept too.
+        device: Where losses are, for a recorder that watches no parameter.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class GradientRecorder:
         rows: int,
         sharded: bool,
         clipping: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         self.parameters = tuple(parameters)
         self.unmeasured: dict[str, str] = {}
@@ -171,7 +173,7 @@ class GradientRecorder:
         held = [values(tensors[p.name]) for p in self.parameters]
         self._dtype = stats.precise(held[0]) if held else torch.float64
         self._clipping = clipping
-        device, blocks = held[0].device if held else torch.device("cpu"), 2 if clipping else 1
+        device, blocks = held[0].device if held else device or torch.device("cpu"), 2 if clipping else 1
         self._loss_column = blocks * len(self.parameters)
         self._ring = Ring(rows, self._loss_column + 1, device, self._dtype)
         self._weights = reduce.replication_weights(held, [p.numel for p in self.parameters]) if sharded else None

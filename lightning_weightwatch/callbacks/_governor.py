@@ -56,8 +56,10 @@ class Governor:
     def waiting(self) -> Iterator[None]:
         """Do not count the time within: the device is busy with the training."""
         begin = time.perf_counter()
-        yield
-        self._own -= time.perf_counter() - begin
+        try:
+            yield
+        finally:
+            self._own -= time.perf_counter() - begin
 
     def take(self) -> tuple[float, float]:
         """Return the seconds worked and the seconds passed since this was last asked."""

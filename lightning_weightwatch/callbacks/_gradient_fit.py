@@ -60,6 +60,7 @@ class GradientFit:
     folder: Path | None = None
     automatic: bool = True
     clipping: bool = False
+    optimizers: int = 1
     flush_every: int = 1
     flushed: int = 0
     asked_at: int = -1
@@ -100,7 +101,8 @@ class GradientFit:
 
     def expects(self, step: int) -> bool:
         """Whether a step may be measured, as far as can be told before an optimizer steps."""
-        return any(step == last or step >= self._next(last) for last in self.measured.values()) or not self.measured
+        known = self.measured.values()
+        return len(known) < self.optimizers or any(step == last or step >= self._next(last) for last in known)
 
     def _next(self, last: int) -> int:
         return (last // self.governor.stride + 1) * self.governor.stride

@@ -18,6 +18,7 @@ from lightning_weightwatch.rules import Finding, depth_profile, first_cause
 from lightning_weightwatch.sinks import Sinks
 from lightning_weightwatch.sinks.tables import escape, markdown_table
 
+_TABLED = 300  # parameters; a longer table takes a browser seconds
 BAND = 2.0  # decades around the median layer; healthy depth profiles stayed within 1.8
 _FLOOR = -12.0  # log10 of a norm of zero is drawn here; a deeper floor would squeeze the axis
 
@@ -169,9 +170,12 @@ def statistics_page(snapshot: Snapshot) -> str:
     columns += ["weight_norm", "update_norm", "update_ratio"]
     rows = [
         [name, *(_short(snapshot.values[column][i]) for column in columns)]
-        for i, name in enumerate(snapshot.parameters)
+        for i, name in enumerate(snapshot.parameters[:_TABLED])
     ]
-    return f"Step {snapshot.step}\n\n" + markdown_table(["parameter", *(c.replace("_", " ") for c in columns)], rows)
+    table = markdown_table(["parameter", *(c.replace("_", " ") for c in columns)], rows)
+    more = len(snapshot.parameters) - len(rows)
+    rest = f"\n\nand {more} more, in `GradientHealthMonitor.snapshot`" if more else ""
+    return f"Step {snapshot.step}\n\n{table}{rest}"
 
 
 def _short(value: float) -> str:

@@ -42,11 +42,8 @@ def tell_unmeasured(trainer: pl.Trainer, pl_module: pl.LightningModule, fit: Gra
     for line in unmeasured("gradients", fit.unmeasured | fit.watching.recorder.unmeasured):
         _trainer.tell(trainer, line)
     waiting = {name for name, tensor in named_tensors(pl_module).items() if tensor.requires_grad}
-    unseen = [
-        p.name
-        for p in fit.watching.recorder.parameters
-        if p.name in waiting - fit.seen - fit.watching.recorder.unmeasured.keys()
-    ]
+    waiting -= fit.seen | fit.watching.recorder.unmeasured.keys()
+    unseen = [p.name for p in fit.watching.recorder.parameters if p.name in waiting]
     if unseen:
         who = f"{listed(unseen)} (unused, or stepped by an optimizer that the Trainer does not know)"
         _trainer.tell(trainer, f"weightwatch: gradients not measured: none was seen of {who}.")

@@ -186,7 +186,7 @@ class GradientHealthMonitor(pl.Callback):
         fit = self._fit
         fit.kind = _trainer.strategy_kind(trainer)
         fit.folder = _trainer.evidence_folder(trainer)
-        fit.flushed = _trainer.log_step(trainer)
+        fit.flushed, fit.optimizers = _trainer.log_step(trainer), len(trainer.optimizers)
         fit.automatic, fit.clipping = pl_module.automatic_optimization, _trainer.clips(trainer, pl_module)
         fit.governor.take()  # what came before is no training
         if fit.folder is not None and fit.flushed == 0 and trainer.is_global_zero:
@@ -292,9 +292,9 @@ class GradientHealthMonitor(pl.Callback):
         if fit.watching is not None:
             self._flush(trainer, pl_module, wait=True)
         chosen = meeting(self, lambda: fit.choose(trainer, pl_module, self.include, self.exclude), pl_module.device)
-        rows, sharded = fit.flush_every + 1, fit.kind == "sharded"
-        tensors = named_tensors(pl_module)
-        recorder = GradientRecorder(chosen, tensors, rows=rows, sharded=sharded, clipping=fit.clipping)
+        tensors, rows = named_tensors(pl_module), fit.flush_every + 1
+        sharded, device = fit.kind == "sharded", pl_module.device
+        recorder = GradientRecorder(chosen, tensors, rows=rows, sharded=sharded, clipping=fit.clipping, device=device)
         planned = reduce.largest(_trainer.planned_steps(trainer) or 0, pl_module.device) or None
         # Loggers are opened on one process only; if that fails, all must know before the next collective.
         meeting(self, lambda: self._lay_out(trainer, recorder, optimizer, planned), pl_module.device)

@@ -270,7 +270,8 @@ class WeightHistogramLogger(pl.Callback):
             counts = count(names, held, tensors, scale)
         else:
             notes = {"own": own, "whole": whole}
-            counts, notes = fit.shared.count(names, held, tensors, scale, notes=notes, failure=self.failure)
+            with fit.governor.waiting():  # for other processes
+                counts, notes = fit.shared.count(names, held, tensors, scale, notes=notes, failure=self.failure)
             own, whole = notes["own"], notes["whole"]
         if fit.governor.learn(own, whole):
             fit.histograms.stride = fit.governor.stride

@@ -41,7 +41,8 @@ class Scratch:
         key = (purpose, dtype or matrix.dtype)
         if key not in self._held:
             self._held[key] = torch.empty(_PIECE, dtype=key[1], device=matrix.device)
-        return self._held[key].resize_(matrix.shape)
+        held = self._held[key]
+        return held if held.shape == matrix.shape else held.resize_(matrix.shape)
 
     def copy(self, matrix: Tensor, purpose: str, dtype: torch.dtype) -> Tensor:
         """Return a copy in another type; the next for the same purpose takes its place."""
@@ -145,14 +146,16 @@ def batches(tensors: Sequence[Tensor], *, most_rows: int = _PIECE) -> Iterator[t
             yield owners, _stacked(members, scratch)
 
 
-def cut(tensor: Tensor, size: int) -> Sequence[Tensor]:
-    """Return the elements in pieces of ``size`` and what is left, in the order in which they lie in memory.
-
-    So nothing that is merely transposed has to be copied.
-    """
+def flattened(tensor: Tensor) -> Tensor:
+    """Return the elements in the order in which they lie in memory: what is merely transposed need not be copied."""
     if not tensor.is_contiguous():
         tensor = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
-    flat = tensor.reshape(-1)
+    return tensor.reshape(-1)
+
+
+def cut(tensor: Tensor, size: int) -> Sequence[Tensor]:
+    """Return the elements in pieces of ``size`` and what is left."""
+    flat = flattened(tensor)
     return flat.split(size) if flat.numel() > size else (flat,)
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from lightning_weightwatch.stats._base import Partials, Statistic, precise
-from lightning_weightwatch.stats._rows import cut
+from lightning_weightwatch.stats._rows import flattened
 
-_CHUNK = 1 << 18  # elements whose float32 sum of squares keeps five digits; of ten million it keeps three
+_ROW = 1 << 12  # elements whose float32 sum of squares keeps five digits, also if all are equal; of 262,144 it is four
 _SQUARES_UNDERFLOW = 1e-15  # squares of smaller float32 elements begin to vanish; 1.4e-45 is the least float32
 
 
@@ -43,26 +43,40 @@ def _norms(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _norms_on_cpu(tensors: Sequence[Tensor]) -> Tensor:
-    pieces = [cut(t, _CHUNK) if t.numel() > _CHUNK else (t,) for t in tensors]
-    norms = _norms_of_pieces([piece for parts in pieces for piece in parts])
-    if len(norms) > len(tensors):
-        norms = torch.stack([part.square().sum() for part in norms.split([len(p) for p in pieces])]).sqrt()
-    doubtful = (norms < _SQUARES_UNDERFLOW) | ~norms.isfinite()
+    flat = [flattened(t) for t in tensors]
+    ends = [t.numel() // _ROW * _ROW for t in flat]
+    squares = _norms_of_pieces([t[end:] if end else t for t, end in zip(flat, ends, strict=True)]).square()
+    large = [i for i, end in enumerate(ends) if end]
+    if large:
+        squares[large] += torch.stack([_squares_of_rows(flat[i][: ends[i]].view(-1, _ROW)) for i in large])
+    norms = squares.sqrt()
+    least = _SQUARES_UNDERFLOW * (torch.tensor(ends, dtype=torch.float64, device="cpu") / _ROW + 1).sqrt()
+    doubtful = (norms < least) | ~norms.isfinite()
     for i in doubtful.nonzero().flatten().tolist():
         norms[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
     return norms
+
+
+def _squares_of_rows(rows: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=_at_least_single(rows.dtype))
+    return norms.double().square().sum()
 
 
 def _norms_of_pieces(pieces: Sequence[Tensor]) -> Tensor:
     alike: dict[torch.dtype, list[int]] = defaultdict(list)
     for i, piece in enumerate(pieces):
         alike[piece.dtype].append(i)
-    norms = torch.empty(len(pieces), dtype=torch.float64)
+    norms = torch.empty(len(pieces), dtype=torch.float64, device="cpu")
     for dtype, places in alike.items():
-        kind = torch.promote_types(dtype, torch.float32)  # a half-precision norm would be rounded to half precision
-        found = torch._foreach_norm([pieces[i] for i in places], 2, dtype=kind)  # noqa: SLF001 - as above
+        of_alike = [pieces[i] for i in places]
+        found = torch._foreach_norm(of_alike, 2, dtype=_at_least_single(dtype))  # noqa: SLF001 - as above
         norms[places] = torch.stack(found).double()
     return norms
+
+
+def _at_least_single(dtype: torch.dtype) -> torch.dtype:
+    """Return the type to take a norm in; one of half precision would be rounded to half precision."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 STATISTIC = Statistic(

@@ -46,6 +46,25 @@ def test_counts_go_on_beyond_one_chunk():
     assert (found.sum(), np.count_nonzero(found)) == (2**18 + 5, 1)
 
 
+@pytest.mark.parametrize("many", [1, 7, 8, 9, 100])
+def test_many_tensors_of_equal_size_keep_their_counts_apart(many):
+    rng = np.random.default_rng(many)
+    numbers = [rng.normal(size=(5, 20)).astype(np.float32) * 10.0**i for i in rng.uniform(-9, 9, many)]
+    numbers = [n.astype(np.float32) for n in numbers]
+    found = histogram.measure([torch.from_numpy(n) for n in numbers])["counts"]
+    assert (found.dtype, found.shape) == (torch.int64, (many, 4096))
+    for row, n in zip(found.numpy(), numbers, strict=True):
+        for half, side in ((row[:2048], n[n > 0]), (row[2048:], -n[n < 0])):
+            assert half[FIRST:LAST].tolist() == np.histogram(side.astype(np.float64), EDGES)[0].tolist()
+
+
+def test_pieces_of_several_large_tensors_are_added_to_their_own():
+    large = [torch.full((2**18 * k + 3,), float(k)) for k in (1, 2, 3)]
+    found = histogram.measure([large[0], torch.ones(3), *large[1:]])["counts"]
+    assert found.sum(1).tolist() == [2**18 + 3, 3, 2 * 2**18 + 3, 3 * 2**18 + 3]
+    assert (found > 0).sum(1).tolist() == [1, 1, 1, 1]
+
+
 def test_float64_beyond_float32_is_large_and_not_infinite():
     found = counts(torch.tensor([1e300, -1e39, math.inf, math.nan], dtype=torch.float64))
     assert histogram.nonfinite_count(found) == 2

@@ -41,6 +41,12 @@ def test_a_large_transposed_tensor_is_measured_whole():
     assert l2(tensor).item() == pytest.approx(np.linalg.norm(tensor.double().numpy()), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_many_half_precision_elements_are_not_rounded_to_half_precision(dtype):
+    tensor = torch.randn(600_000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert l2(tensor).item() == pytest.approx(np.linalg.norm(tensor.double().numpy()), rel=1e-5)
+
+
 @pytest.mark.parametrize("where", [0, 300_000], ids=["first", "behind many others"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_one_element_that_is_not_finite_shows(bad, where):
@@ -54,3 +60,16 @@ def test_one_element_that_is_not_finite_shows(bad, where):
 def test_partials_are_float64_so_that_squares_have_room():
     assert norm.measure([torch.full((4,), 1e25)])["sum_sq"].item() == pytest.approx(4e50)
     assert norm.measure([])["sum_sq"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("size", [5_000, 65_536, 300_000, 1_000_001])
+@pytest.mark.parametrize("value", [0.1, 3.14159, 7.3, 2.5e-13])
+def test_the_norm_of_equal_elements_keeps_five_digits(size, value):
+    """Single precision adds equal squares up with an error that grows with their number; it kept three digits."""
+    tensor = torch.full((size,), value)
+    assert norm.measure([tensor])["sum_sq"].sqrt().item() == pytest.approx(tensor.double().norm().item(), rel=1e-5)
+
+
+def test_many_rows_that_are_each_too_small_for_single_precision_still_add_up():
+    tensor = torch.full((4_000_000,), 1e-18)
+    assert norm.measure([tensor])["sum_sq"].sqrt().item() == pytest.approx(tensor.double().norm().item(), rel=1e-5)
