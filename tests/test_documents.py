@@ -34,13 +34,21 @@ def test_the_reference_is_what_the_docstrings_say() -> None:
 def test_no_page_of_the_reference_is_left_over() -> None:
     pages = runpy.run_path(str(REPOSITORY / "docs" / "build.py"))["pages"]()
     written = {str(p.relative_to(REPOSITORY / "docs")) for p in (REPOSITORY / "docs").rglob("*.md")}
-    assert written - pages.keys() == {"tutorial_numbers.md", "truth_table.md", "never.md"}
+    assert written - pages.keys() == {"tutorial_numbers.md", "truth_table.md", "never.md", "costs.md"}
 
 
 def test_the_readmes_costs_are_those_that_were_measured() -> None:
     quoted = re.findall(r"^\| (\w[^|]+) \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$", text("README.md"), re.MULTILINE)
     measured = {what: tuple(f"{value:.3g}" for value in ratio) for what, ratio in RESULTS["ratios"].items()}
     assert {what: (least, median, most) for what, median, least, most in quoted} == measured
+
+
+def test_the_page_of_costs_tells_what_was_measured() -> None:
+    page = text("docs/costs.md")
+    for section, rows in RESULTS.items():
+        if isinstance(rows, dict):
+            missing = [row for row in rows if row not in page]
+            assert not missing, f"{section}: {missing}"
 
 
 def test_the_readmes_python_examples_run() -> None:

@@ -36,7 +36,7 @@ class Scratch:
 
     def like(self, matrix: Tensor, purpose: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return a matrix of the same shape and of any content; the next for the same purpose takes its place."""
-        if matrix.device.type != "cpu":
+        if not matrix.is_cpu:
             return torch.empty_like(matrix, dtype=dtype)
         key = (purpose, dtype or matrix.dtype)
         if key not in self._held:
@@ -46,7 +46,7 @@ class Scratch:
 
     def copy(self, matrix: Tensor, purpose: str, dtype: torch.dtype) -> Tensor:
         """Return a copy in another type; the next for the same purpose takes its place."""
-        if matrix.device.type != "cpu":
+        if not matrix.is_cpu:
             return matrix.to(dtype, copy=True)
         return self.like(matrix, purpose, dtype).copy_(matrix)
 
@@ -120,7 +120,7 @@ def joined(measures: Mapping[str, ByRows]) -> ByRows:
 
 def on_host(tensors: Sequence[Tensor]) -> bool:
     """Whether all tensors are on the CPU, where reading a number waits for nobody."""
-    return all(t.device.type == "cpu" for t in tensors)
+    return all(t.is_cpu for t in tensors)
 
 
 def batches(tensors: Sequence[Tensor], *, most_rows: int = _PIECE) -> Iterator[tuple[Sequence[int], Tensor]]:

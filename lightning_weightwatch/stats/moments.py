@@ -53,7 +53,7 @@ def _of_any(matrix: Tensor, scratch: Scratch) -> Partials:
 
 
 def _zeros(matrix: Tensor, scratch: Scratch) -> Tensor:
-    if matrix.device.type != "cpu":
+    if not matrix.is_cpu:
         return (matrix == 0).sum(1)
     # Zeros as numbers of their own type, and then a sum, take a third of the time of ``count_nonzero``.
     marks = torch.eq(matrix, 0, out=scratch.like(matrix, "zeros"))

@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_weightwatch.stats._base import Partials, Statistic, precise
-from lightning_weightwatch.stats._rows import flattened
+from lightning_weightwatch.stats._rows import flattened, on_host
 
 _ROW = 1 << 12  # elements whose float32 sum of squares keeps five digits, also if all are equal; of 262,144 it is four
 _SQUARES_UNDERFLOW = 1e-15  # squares of smaller float32 elements begin to vanish; 1.4e-45 is the least float32
@@ -27,7 +28,7 @@ def measure(tensors: Sequence[Tensor]) -> Partials:
     """Return the sum of squares of each tensor, shape ``[P]``, float64; 0 for an empty tensor."""
     if not tensors:
         return {"sum_sq": torch.zeros(0, dtype=torch.float64)}
-    norms = _norms_on_cpu(tensors) if all(t.device.type == "cpu" for t in tensors) else _norms(tensors)
+    norms = _norms_on_cpu(tensors) if on_host(tensors) else _norms(tensors)
     return {"sum_sq": norms.square()}
 
 
@@ -43,23 +44,28 @@ def _norms(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _norms_on_cpu(tensors: Sequence[Tensor]) -> Tensor:
-    flat = [flattened(t) for t in tensors]
-    ends = [t.numel() // _ROW * _ROW for t in flat]
-    squares = _norms_of_pieces([t[end:] if end else t for t, end in zip(flat, ends, strict=True)]).square()
-    large = [i for i, end in enumerate(ends) if end]
-    if large:
-        squares[large] += torch.stack([_squares_of_rows(flat[i][: ends[i]].view(-1, _ROW)) for i in large])
-    norms = squares.sqrt()
-    least = _SQUARES_UNDERFLOW * (torch.tensor(ends, dtype=torch.float64, device="cpu") / _ROW + 1).sqrt()
+    large = [i for i, t in enumerate(tensors) if t.numel() > 2 * _ROW]
+    norms, least = _norms_by_rows(tensors, large) if large else (_norms_of_pieces(tensors), _SQUARES_UNDERFLOW)
     doubtful = (norms < least) | ~norms.isfinite()
     for i in doubtful.nonzero().flatten().tolist():
         norms[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
     return norms
 
 
-def _squares_of_rows(rows: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=_at_least_single(rows.dtype))
-    return norms.double().square().sum()
+def _norms_by_rows(tensors: Sequence[Tensor], large: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return norms, and how small each may be: of many rows that are each too small none may be believed."""
+    pieces, rows, counts = list(tensors), [], np.zeros(len(tensors), dtype=np.int64)
+    for i in large:
+        flat = flattened(tensors[i])
+        counts[i] = flat.numel() // _ROW
+        end = int(counts[i]) * _ROW
+        matrix, pieces[i] = flat[:end].view(-1, _ROW), flat[end:]
+        rows.append(torch.linalg.vector_norm(matrix, dim=1, dtype=_at_least_single(flat.dtype)))
+    squares = _norms_of_pieces(pieces).square()
+    of_rows = torch.cat(rows).double().square().numpy()
+    begins = np.concatenate([[0], np.cumsum(counts[large])[:-1]])
+    squares[large] += torch.from_numpy(np.add.reduceat(of_rows, begins))
+    return squares.sqrt(), _SQUARES_UNDERFLOW * torch.from_numpy(np.sqrt(counts + 1.0))
 
 
 def _norms_of_pieces(pieces: Sequence[Tensor]) -> Tensor:
