@@ -168,6 +168,7 @@ class GradientRecorder:
     ) -> None:
         self.parameters = tuple(parameters)
         self.unmeasured: dict[str, str] = {}
+        self.unclipped: set[str] = set()  # optimizers after whose steps nobody can tell what clipping had left
         self._kept = dict(tensors)  # alive, so that no parameter made later is given the id of one that went
         self._column = {id(tensors[p.name]): i for i, p in enumerate(self.parameters)}
         held = [values(tensors[p.name]) for p in self.parameters]
@@ -251,7 +252,9 @@ class GradientRecorder:
 
     def after_step(self, step: int, optimizer: Optimizer, gradients: Gradients) -> None:
         """Note the gradients as they were clipped, and what the step has changed."""
-        if self._clipping and self._last_step.get(id(optimizer)) == step and leaves_gradients_alone(optimizer):
+        if self._clipping and not leaves_gradients_alone(optimizer):
+            self.unclipped.add(type(optimizer).__name__)
+        elif self._clipping and self._last_step.get(id(optimizer)) == step:
             self._put(len(self.parameters), *self._readable(gradients), None)
         if self._snapshot is not None:
             self._snapshot.updates(id(optimizer), self._held(optimizer))

@@ -41,6 +41,11 @@ def tell_unmeasured(trainer: pl.Trainer, pl_module: pl.LightningModule, fit: Gra
         return
     for line in unmeasured("gradients", fit.unmeasured | fit.watching.recorder.unmeasured):
         _trainer.tell(trainer, line)
+    if fit.watching.recorder.unclipped:
+        who = ", ".join(sorted(fit.watching.recorder.unclipped))
+        _trainer.tell(
+            trainer, f"weightwatch: norms after clipping not measured: the step of {who} may change gradients."
+        )
     waiting = {name for name, tensor in named_tensors(pl_module).items() if tensor.requires_grad}
     waiting -= fit.seen | fit.watching.recorder.unmeasured.keys()
     unseen = [p.name for p in fit.watching.recorder.parameters if p.name in waiting]

@@ -390,6 +390,14 @@ def test_gradients_that_nothing_clipped_do_not_count_as_clipped(make: Any) -> No
     assert clipped.sum() == 0
 
 
+def test_norms_after_clipping_that_cannot_be_told_are_not_passed_over_in_silence(capsys: pytest.CaptureFixture) -> None:
+    fits.fit(net(Centred), [Witness().monitor], max_epochs=1, gradient_clip_val=0.1)
+    said = "weightwatch: norms after clipping not measured: the step of Centred may change gradients."
+    assert said in capsys.readouterr().out.splitlines()
+    fits.fit(net(SGD), [Witness().monitor], max_epochs=1, gradient_clip_val=0.1)
+    assert "not measured" not in capsys.readouterr().out
+
+
 class Named(SGD):
     """Steps as torch's own does."""
 
