@@ -87,6 +87,8 @@ class _Columns:
     device: Tensor
 
 
+_LOCAL = ("broken", "losses", "has_loss", "step")  # what replicas may differ in
+
 Gradients = dict[int, Tensor]
 """Gradients by the ``id`` of their parameter."""
 
@@ -183,14 +185,17 @@ class GradientRecorder:
         self._last_step: dict[int, int] = {}
         self._cached: dict[tuple[int, ...], _Columns] = {}
 
-    @property
-    def is_full(self) -> bool:
-        """Whether it has no room for another step."""
-        return self._ring.full
+    def has_room(self, step: int) -> bool:
+        """Whether there is room for a step."""
+        return self._ring.has_room(step)
 
     def covers(self, optimizer: Optimizer) -> bool:
         """Whether every one of an optimizer's parameters is watched, or known not to be."""
         return all(id(p) in self._column or id(p) in self._strangers for p in owned(optimizer))
+
+    def watches(self, parameters: Sequence[Parameter], tensors: Mapping[str, Tensor]) -> bool:
+        """Whether just these parameters are watched, and these tensors are theirs."""
+        return len(parameters) == len(self.parameters) and all(id(tensors[p.name]) in self._column for p in parameters)
 
     def accept(self, optimizer: Optimizer) -> None:
         """Take note of parameters that are excluded or belong to no module, so that ``covers`` is content."""
@@ -280,12 +285,13 @@ class GradientRecorder:
 
     def receive(self, flight: Flight) -> Gathered:
         """Read what was sent."""
-        found, n, count = {**flight.known, **flight.parcel.read()}, len(flight.rows.steps), len(self.parameters)
-        numbers, broken = found["numbers"][:n], found["broken"][:n] > 0
-        measured = found["measured"][:n] > 0
-        norms = np.sqrt(np.where(broken, np.inf, numbers))
-        clipped = np.where(measured, norms, np.nan)[:, count:] if self._clipping else np.full((n, count), np.nan)
-        losses, has_loss = found["losses"][:n], found["has_loss"][:n] > 1 - 1e-9
+        found, places = {**flight.known, **flight.parcel.read()}, flight.rows.places
+        numbers, broken, measured = found["numbers"][places], found["broken"][places] > 0, found["measured"][places] > 0
+        norms, count = np.sqrt(np.where(broken, np.inf, numbers)), len(self.parameters)
+        clipped = np.where(measured, norms, np.nan)[:, count:] if self._clipping else np.full_like(norms, np.nan)
+        losses, has_loss = found["losses"][places], found["has_loss"][places] > 1 - 1e-9
+        # Where processes took different steps for the same row, its loss is that of no step.
+        has_loss &= np.abs(found["step"][places] - flight.rows.steps) < 0.5
         step = flight.snapshot_step
         return Gathered(
             steps=flight.rows.steps,
@@ -299,11 +305,12 @@ class GradientRecorder:
 
     def _known(self, rows: Rows, notes: Mapping[str, float], share: float) -> dict[str, NDArray[np.float64]]:
         """Lay out what the host knows; the shapes do not depend on what happened on this process."""
-        measured = np.zeros(tuple(rows.numbers.shape))
-        measured[: len(rows.steps)] = rows.measured
+        measured, step = rows.measured.astype(np.float64), np.zeros(len(rows.measured))
+        step[rows.places] = rows.steps
         return {
             "measured": measured[:, : self._loss_column],
             "has_loss": measured[:, self._loss_column] * share,  # a loss that one process does not know has no mean
+            "step": step * share,
             **{f"note/{key}": np.array(value, dtype=np.float64) for key, value in notes.items()},
         }
 
@@ -324,7 +331,7 @@ class GradientRecorder:
         """Return what processes must merge: where they are replicas, most of it is the same on all already."""
         if self._weights is not None:
             return dict(partials)
-        return {k: p for k, p in partials.items() if k in ("broken", "losses", "has_loss") or k.startswith("note/")}
+        return {k: p for k, p in partials.items() if k in _LOCAL or k.startswith("note/")}
 
     def _weighted(self, partials: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self._weights is None:

@@ -18,19 +18,22 @@ class Rows:
     """What a ring held.
 
     Attributes:
-        steps: The step of each row, ascending, length ``n``.
-        measured: Which numbers were put, shape ``[n, columns]``, on the host.
-        numbers: The numbers, shape ``[rows, columns]``, still on the device; 0 where nothing was put. All rows of the
-            ring, also those not begun: on every process the same shape, whatever happened there.
+        steps: The steps begun, ascending, length ``n``.
+        places: The row of each.
+        measured: Which numbers were put, shape ``[rows, columns]``, on the host.
+        numbers: The numbers, shape ``[rows, columns]``, still on the device; 0 where nothing was put.
     """
 
     steps: list[int]
+    places: list[int]
     measured: NDArray[np.bool_]
     numbers: Tensor
 
 
 class Ring:
     """A fixed block of device memory for ``rows`` steps of ``columns`` numbers each.
+
+    Processes merge their blocks row by row, and one may have left out a step: so a step's row follows from its number.
 
     Args:
         rows: Steps it holds. Further steps are refused until it is drained.
@@ -42,14 +45,16 @@ class Ring:
         >>> ring = Ring(2, 3, torch.device("cpu"), torch.float64)
         >>> ring.begin(7)
         >>> ring.put(torch.tensor([0, 2]), np.array([0, 2]), torch.tensor([1.0, 5.0]))
-        >>> ring.drain().measured.tolist()
-        [[True, False, True]]
+        >>> rows = ring.drain()
+        >>> rows.steps, rows.places, rows.measured.tolist()
+        ([7], [1], [[False, False, False], [True, False, True]])
     """
 
     def __init__(self, rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> None:
         self._numbers = torch.zeros(rows, columns, device=device, dtype=dtype)
         self._measured = np.zeros((rows, columns), dtype=bool)
-        self._steps: list[int] = []
+        self._places: dict[int, int] = {}
+        self._row = 0
 
     @property
     def device(self) -> torch.device:
@@ -61,18 +66,21 @@ class Ring:
         """A tensor of its type and on its device."""
         return self._numbers
 
-    @property
-    def full(self) -> bool:
-        """Whether there is no row left for another step."""
-        return len(self._steps) == len(self._measured)
+    def has_room(self, step: int) -> bool:
+        """Whether ``step`` has a row, or there is one left for it."""
+        return step in self._places or len(self._places) < len(self._measured)
 
     def begin(self, step: int) -> None:
-        """Begin the row of ``step``, if it is new; not before the last one begun."""
-        if self._steps and self._steps[-1] == step:
-            return
-        if self.full:
-            raise BufferError(f"Ring of {len(self._measured)} rows is full. Drain it before step {step}.")
-        self._steps.append(step)
+        """Begin the row of ``step``, or go on with it."""
+        rows = len(self._measured)
+        if not self.has_room(step):
+            raise BufferError(f"Ring of {rows} rows is full. Drain it before step {step}.")
+        if step not in self._places:
+            taken, row = set(self._places.values()), step % rows
+            while row in taken:  # steps far apart, as where only every fourth is measured
+                row = (row + 1) % rows
+            self._places[step] = row
+        self._row = self._places[step]
 
     def put(
         self, device: Tensor | int, host: NDArray[np.int64] | int, numbers: Tensor, *, keep_largest: bool = False
@@ -85,16 +93,16 @@ class Ring:
             numbers: One number per column; none of them negative, if the largest is kept.
             keep_largest: Where there is a number already, keep the larger; NaN is larger than any.
         """
-        row = len(self._steps) - 1
+        row = self._row
         numbers = numbers.to(self._numbers)
         self._numbers[row, device] = torch.maximum(self._numbers[row, device], numbers) if keep_largest else numbers
         self._measured[row, host] = True
 
     def drain(self) -> Rows:
         """Hand out what it holds and start anew."""
-        n = len(self._steps)
-        rows = Rows(self._steps, self._measured[:n].copy(), self._numbers.clone())
-        self._steps = []
+        steps = sorted(self._places)
+        rows = Rows(steps, [self._places[step] for step in steps], self._measured.copy(), self._numbers.clone())
+        self._places = {}
         self._measured[:] = False
         self._numbers.zero_()
         return rows

@@ -21,13 +21,13 @@ from lightning_weightwatch.callbacks._trainer import StrategyKind
 from lightning_weightwatch.evidence import Evidence, Watched
 from lightning_weightwatch.parameters import ForwardOrder, Parameter, as_wholes, describe, named_tensors
 from lightning_weightwatch.recorder import Flight, Gathered, GradientRecorder, Gradients, LossMeter
+from lightning_weightwatch.sinks import Sinks
 
 
 @dataclass
-class Watching:
-    """What is watched, what is remembered of it, and where it is shown."""
+class Memory:
+    """What is remembered of what was watched, and where it is shown."""
 
-    recorder: GradientRecorder
     evidence: Evidence
     page: GradientPage
 
@@ -75,7 +75,11 @@ class GradientFit:
     seen: set[str] = field(default_factory=set)
     unmeasured: dict[str, str] = field(default_factory=dict)
     order: ForwardOrder | None = None
-    watching: Watching | None = None
+    recorder: GradientRecorder | None = None
+    planned: int | None = None
+    sinks: Sinks = field(default_factory=Sinks)
+    memory: Memory | None = None
+    first_losses: Sequence[float] = ()
 
     def choose(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, include: Sequence[str], exclude: Sequence[str]
@@ -97,7 +101,8 @@ class GradientFit:
         measured. Of several steps within one step all are.
         """
         last = self.measured.get(id(optimizer))
-        return last is None or step == last or step >= self._next(last)
+        is_next = last is None or step == last or step >= self._next(last)
+        return is_next and self.recorder is not None and self.recorder.has_room(step)
 
     def expects(self, step: int) -> bool:
         """Whether a step may be measured, as far as can be told before an optimizer steps."""
@@ -108,28 +113,27 @@ class GradientFit:
         return (last // self.governor.stride + 1) * self.governor.stride
 
     def is_due(self, steps: int) -> bool:
-        """Whether what waits is to be read after so many steps; a ring that is full cannot wait."""
-        full = self.watching is not None and self.watching.recorder.is_full
-        return full or steps >= self.flushed + self.flush_every * self.governor.stride
+        """Whether what waits is to be read after so many steps, whatever waits: all processes must agree on it."""
+        return steps >= self.flushed + self.flush_every * self.governor.stride
 
     def gradients(self, optimizer: Optimizer) -> Gradients:
         """Return an optimizer's gradients; a collective under tensor parallelism."""
-        return self.watching.recorder.gradients(optimizer) if self.watching is not None else {}
+        return self.recorder.gradients(optimizer) if self.recorder is not None else {}
 
     def record(self, step: int, optimizer: Optimizer, gradients: Gradients, scale: Tensor | None) -> None:
         """Measure an optimizer's gradients."""
-        if self.watching is not None:
-            self.watching.recorder.add(step, optimizer, gradients, scale=scale, loss=self.losses.of(step))
+        if self.recorder is not None:
+            self.recorder.add(step, optimizer, gradients, scale=scale, loss=self.losses.of(step))
 
     def before_step(self, step: int, optimizer: Optimizer) -> None:
         """Note the weights that an optimizer is about to change."""
-        if self.watching is not None and self.measured.get(id(optimizer)) == step:
-            self.watching.recorder.before_step(optimizer)
+        if self.recorder is not None and self.measured.get(id(optimizer)) == step:
+            self.recorder.before_step(optimizer)
 
     def after_step(self, step: int, optimizer: Optimizer, clipped: Gradients) -> None:
         """Note what a step has done."""
-        if self.watching is not None and self.measured.get(id(optimizer)) == step:
-            self.watching.recorder.after_step(step, optimizer, clipped)
+        if self.recorder is not None and self.measured.get(id(optimizer)) == step:
+            self.recorder.after_step(step, optimizer, clipped)
 
     def begin_snapshot(self, step: int) -> None:
         """Take full statistics of each optimizer's first step after a flush, if they are due.
@@ -137,23 +141,27 @@ class GradientFit:
         Processes merge what they have, so this must not depend on what went well on one of them.
         """
         new = self.flushed > self.asked_at
-        if self.watching is not None and new:
+        if self.recorder is not None and new:
             self.asked_at = self.flushed
             if self.statistics.due(step):
-                self.watching.recorder.begin_snapshot(step)
+                self.recorder.begin_snapshot(step)
 
-    def evidence_for(
-        self, recorder: GradientRecorder, window: int, *, scaled_loss: bool, first_losses: Sequence[float]
-    ) -> Evidence:
-        """Return evidence of what a recorder records, with what was remembered of the same parameters so far."""
-        names = [p.name for p in recorder.parameters]
-        places = self.order.places(names) if self.order else {}
-        watched = [Watched(p.name, p.numel, p.is_matrix, places.get(p.name, 0)) for p in recorder.parameters]
-        evidence = Evidence(watched, window=window, scaled_loss=scaled_loss)
-        evidence.first_losses = list(first_losses)
-        if self.watching is not None:
-            evidence.take_over(self.watching.evidence)
-        return evidence
+    def remember_with(self, trainer: pl.Trainer, window: int, prefix: str, every_n_steps: int) -> Memory:
+        """Return what remembers and shows what is recorded, with what was remembered of the same parameters so far.
+
+        Places in the forward pass are known once there was a backward pass.
+        """
+        recorded = self.recorder.parameters if self.recorder is not None else ()
+        places = self.order.places([p.name for p in recorded]) if self.order else {}
+        watched = [Watched(p.name, p.numel, p.is_matrix, places.get(p.name, 0)) for p in recorded]
+        evidence = Evidence(watched, window=window, scaled_loss=_trainer.has_grad_scaler(trainer))
+        evidence.first_losses = list(self.first_losses)
+        if self.memory is not None:
+            evidence.take_over(self.memory.evidence)
+        else:
+            self.sinks = _trainer.sinks_of(trainer)
+        page = GradientPage(self.sinks, prefix, evidence, planned=self.planned, every_n_steps=every_n_steps)
+        return Memory(evidence, page)
 
     def stop_listening(self) -> None:
         """Take the hooks of the first backward pass away."""

@@ -35,20 +35,20 @@ def tell_findings(trainer: pl.Trainer, news: Sequence[Finding], folder: Path | N
 
 def tell_unmeasured(trainer: pl.Trainer, pl_module: pl.LightningModule, fit: GradientFit) -> None:
     """Say at the end of a fit what could not be measured: silence would pass for health."""
-    if fit.watching is None:
+    if fit.recorder is None or fit.memory is None:
         if fit.kind != "hidden" and _trainer.log_step(trainer):
             _trainer.tell(trainer, "weightwatch: gradients not measured: no optimizer step was seen.")
         return
-    for line in unmeasured("gradients", fit.unmeasured | fit.watching.recorder.unmeasured):
+    for line in unmeasured("gradients", fit.unmeasured | fit.recorder.unmeasured):
         _trainer.tell(trainer, line)
-    if fit.watching.recorder.unclipped:
-        who = ", ".join(sorted(fit.watching.recorder.unclipped))
+    if fit.recorder.unclipped:
+        who = ", ".join(sorted(fit.recorder.unclipped))
         _trainer.tell(
             trainer, f"weightwatch: norms after clipping not measured: the step of {who} may change gradients."
         )
     waiting = {name for name, tensor in named_tensors(pl_module).items() if tensor.requires_grad}
-    waiting -= fit.seen | fit.watching.recorder.unmeasured.keys()
-    unseen = [p.name for p in fit.watching.recorder.parameters if p.name in waiting]
+    waiting -= fit.seen | fit.recorder.unmeasured.keys()
+    unseen = [p.name for p in fit.recorder.parameters if p.name in waiting]
     if unseen:
         who = f"{listed(unseen)} (unused, or stepped by an optimizer that the Trainer does not know)"
         _trainer.tell(trainer, f"weightwatch: gradients not measured: none was seen of {who}.")

@@ -18,8 +18,7 @@ from lightning_weightwatch import _arguments, reduce
 from lightning_weightwatch.callbacks import _trainer
 from lightning_weightwatch.callbacks._cadence import Cadence
 from lightning_weightwatch.callbacks._governor import Governor, timed
-from lightning_weightwatch.callbacks._gradient_fit import GradientFit, Watching
-from lightning_weightwatch.callbacks._gradient_page import GradientPage
+from lightning_weightwatch.callbacks._gradient_fit import GradientFit
 from lightning_weightwatch.callbacks._guard import deferred, guarded, meeting, settle
 from lightning_weightwatch.callbacks._judgement import Judgement, checked
 from lightning_weightwatch.callbacks._step_hooks import StepHooks
@@ -163,8 +162,8 @@ class GradientHealthMonitor(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was told, so that a resumed run does not tell it again, and the losses it is held against."""
-        watching = self._fit.watching
-        losses = watching.evidence.first_losses if watching else self._first_losses
+        memory = self._fit.memory
+        losses = memory.evidence.first_losses if memory else self._first_losses
         return self._judgement.state_dict() | {"first_losses": list(losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -197,6 +196,7 @@ class GradientHealthMonitor(pl.Callback):
             hooks = [partial(hook, trainer, pl_module) for hook in (self._before_step, self._after_step)]
             fit.hooks = StepHooks(*hooks)
             fit.hooks.watch(*trainer.optimizers)
+            self._prepare(trainer, pl_module)  # here all processes meet; one may leave out its first step
 
     @deferred
     @timed
@@ -255,8 +255,8 @@ class GradientHealthMonitor(pl.Callback):
         """Judge what is left, and say what could not be measured."""
         self._fit.ending = True
         self._flush(trainer, pl_module, wait=True)
-        if self._fit.watching is not None:
-            self._fit.watching.page.show(self.findings, last=True)
+        if self._fit.memory is not None:
+            self._fit.memory.page.show(self.findings, last=True)
         tell_unmeasured(trainer, pl_module, self._fit)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -272,53 +272,46 @@ class GradientHealthMonitor(pl.Callback):
     @guarded
     def _save(self, trainer: pl.Trainer) -> None:
         """Judge what waits. Other processes may be gone, so nothing is merged; a shard alone tells nothing."""
-        watching, flight = self._fit.watching, self._fit.flight
-        if watching is None or self._fit.kind == "sharded":
+        recorder, flight = self._fit.recorder, self._fit.flight
+        if recorder is None or self._fit.kind == "sharded":
             return
         if flight is not None and (self._fit.kind == "single" or flight.parcel.landed):
-            self._learn(trainer, watching.recorder.receive(flight))
-        self._learn(trainer, watching.recorder.receive(watching.recorder.send({}, agree=False)))
+            self._learn(trainer, recorder.receive(flight))
+        self._learn(trainer, recorder.receive(recorder.send({}, agree=False)))
 
     def _let_go(self) -> None:
         settle(self)
         self._fit.let_go()
-        if self._fit.watching is not None:
-            self._first_losses = list(self._fit.watching.evidence.first_losses)
+        if self._fit.memory is not None:
+            self._first_losses = list(self._fit.memory.evidence.first_losses)
         self._fit = GradientFit()
 
-    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
-        """Lay out what is watched. Lazy parameters are there by now, so this waits for the first step."""
-        fit = self._fit
-        if fit.watching is not None:
+    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lay out what is watched: as the training starts, and again when parameters have come; all processes meet."""
+        fit, device = self._fit, pl_module.device
+        if fit.recorder is not None:
             self._flush(trainer, pl_module, wait=True)
-        chosen = meeting(self, lambda: fit.choose(trainer, pl_module, self.include, self.exclude), pl_module.device)
-        tensors, rows = named_tensors(pl_module), fit.flush_every + 1
-        sharded, device = fit.kind == "sharded", pl_module.device
-        recorder = GradientRecorder(chosen, tensors, rows=rows, sharded=sharded, clipping=fit.clipping, device=device)
-        planned = reduce.largest(_trainer.planned_steps(trainer) or 0, pl_module.device) or None
-        # Loggers are opened on one process only; if that fails, all must know before the next collective.
-        meeting(self, lambda: self._lay_out(trainer, recorder, optimizer, planned), pl_module.device)
-
-    def _lay_out(
-        self, trainer: pl.Trainer, recorder: GradientRecorder, optimizer: Optimizer, planned: int | None
-    ) -> None:
-        """Make what remembers and what shows."""
-        for known in (*trainer.optimizers, optimizer):
-            recorder.accept(known)
-        scaled, sinks = _trainer.has_grad_scaler(trainer), _trainer.sinks_of(trainer)
-        evidence = self._fit.evidence_for(recorder, self.window, scaled_loss=scaled, first_losses=self._first_losses)
-        page = GradientPage(sinks, self.prefix, evidence, planned=planned, every_n_steps=self.every_n_steps)
+            fit.flushed = _trainer.log_step(trainer)  # the step that is about to be measured
+        chosen = meeting(self, lambda: fit.choose(trainer, pl_module, self.include, self.exclude), device)
+        tensors, rows = named_tensors(pl_module), fit.flush_every * max(fit.optimizers, 1) + 1
+        sharded, clipping = fit.kind == "sharded", fit.clipping
+        recorder = GradientRecorder(chosen, tensors, rows=rows, sharded=sharded, clipping=clipping, device=device)
+        fit.planned = reduce.largest(_trainer.planned_steps(trainer) or 0, device) or None
         every, least = self.statistics_every_n_steps, _trainer.log_every_n_steps(trainer)
-        spread = Cadence(points=_SNAPSHOTS, least=least, planned=planned)
-        self._fit.statistics = Cadence.every(every) if every else spread
-        self._fit.watching = Watching(recorder, evidence, page)
+        spread = Cadence(points=_SNAPSHOTS, least=least, planned=fit.planned)
+        fit.statistics = Cadence.every(every) if every else spread
+        fit.recorder, fit.first_losses = recorder, self._first_losses
+        fit.memory = fit.remember_with(trainer, self.window, self.prefix, self.every_n_steps) if fit.memory else None
 
     def _cover(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> bool:
         """See to it that an optimizer's parameters are watched; say whether this step of it is measured."""
         fit, step = self._fit, _trainer.log_step(trainer)
         fit.stop_listening()
-        if fit.watching is None or not fit.watching.recorder.covers(optimizer):
-            self._prepare(trainer, pl_module, optimizer)
+        if fit.recorder is not None and not fit.recorder.covers(optimizer):
+            chosen = fit.choose(trainer, pl_module, self.include, self.exclude)
+            if not fit.recorder.watches(chosen, named_tensors(pl_module)):
+                self._prepare(trainer, pl_module)
+            fit.recorder.accept(optimizer)
         measures = fit.measures(step, optimizer)
         if measures:
             fit.begin_snapshot(step)
@@ -348,23 +341,23 @@ class GradientHealthMonitor(pl.Callback):
         fit = self._fit
         self._land(trainer, pl_module)
         fit.flushed = _trainer.log_step(trainer) + 1
-        if fit.watching is not None:
+        if fit.recorder is not None:
             own, whole = fit.governor.take() if trainer.is_global_zero else (0.0, 0.0)  # the rank that also draws
             notes = {"failed": float(self.failure is not None), "own": own, "whole": whole}
             with fit.governor.waiting():  # for other processes, if there are any
-                fit.flight = fit.watching.recorder.send(notes, agree=True)
+                fit.flight = fit.recorder.send(notes, agree=True)
             if wait or fit.flight.parcel.at_once:
                 self._land(trainer, pl_module)
 
     def _land(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Learn from what was sent off last."""
         fit, flight = self._fit, self._fit.flight
-        if fit.watching is None or flight is None:
+        if fit.recorder is None or flight is None:
             return
         fit.flight = None
         with fit.governor.waiting():
             flight.parcel.wait()
-        gathered = fit.watching.recorder.receive(flight)
+        gathered = fit.recorder.receive(flight)
         if gathered.notes["failed"]:
             raise self.failure or reduce.PeerError("gradients could not be measured on another process")
         if fit.governor.learn(gathered.notes["own"], gathered.notes["whole"]) and not fit.ending:
@@ -375,19 +368,19 @@ class GradientHealthMonitor(pl.Callback):
     @deferred
     def _learn(self, trainer: pl.Trainer, gathered: Gathered) -> Sequence[Finding]:
         """Remember, judge, show, tell; return what is new."""
-        watching = self._fit.watching
-        if watching is None or not gathered.steps:
+        fit = self._fit
+        if fit.recorder is None or not gathered.steps:
             return ()
-        watching.remember(gathered)
-        watched = enumerate(watching.recorder.parameters)
-        self._fit.seen.update(p.name for i, p in watched if gathered.measured[:, i].any())
-        news = self._judgement.news(watching.evidence)
+        fit.memory = memory = fit.memory or fit.remember_with(trainer, self.window, self.prefix, self.every_n_steps)
+        memory.remember(gathered)
+        fit.seen.update(p.name for i, p in enumerate(fit.recorder.parameters) if gathered.measured[:, i].any())
+        news = self._judgement.news(memory.evidence)
         if gathered.snapshot is not None:
             self._snapshot = gathered.snapshot
         if self.max_overhead is not None:  # a log without a limit is reproducible
-            watching.page.overhead = self._fit.governor.share
-        watching.page.show(self.findings, news=bool(news))
-        tell_findings(trainer, news, self._fit.folder, self._unwritten)
+            memory.page.overhead = fit.governor.share
+        memory.page.show(self.findings, news=bool(news))
+        tell_findings(trainer, news, fit.folder, self._unwritten)
         return news
 
     def _act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, news: Sequence[Finding]) -> None:

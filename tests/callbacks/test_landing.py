@@ -268,7 +268,9 @@ class Scribe(GradientHealthMonitor):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        self.diary["steps"] = self._fit.watching.evidence.steps
+        evidence = self._fit.memory.evidence
+        self.diary["steps"] = evidence.steps
+        self.diary["losses"] = [None if np.isnan(loss) else loss for loss in evidence.losses]
         self._write(trainer)
 
     def _act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, news: Any) -> None:
@@ -422,6 +424,8 @@ def test_waiting_for_the_other_process_thins_no_histograms(slow_peer: None, tmp_
 class SkipsAStep(truth.Model):
     """Its second process leaves out one step of its optimizer, which DDP does not mind."""
 
+    at = 5
+
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -430,7 +434,7 @@ class SkipsAStep(truth.Model):
         optimizer = self.optimizers()
         optimizer.zero_grad()
         self.manual_backward(super().training_step(batch, batch_idx))
-        if self.global_rank == 0 or batch_idx != 5:
+        if self.global_rank == 0 or batch_idx != self.at:
             optimizer.step()
 
 
@@ -439,8 +443,35 @@ def impatient() -> DDPStrategy:
     return DDPStrategy(start_method="fork", process_group_backend="gloo", timeout=datetime.timedelta(seconds=4))
 
 
-def test_a_step_that_one_process_leaves_out_leaves_nobody_waiting(tmp_path: Path) -> None:
-    """The other process flushed a batch earlier, and both waited in different calls."""
-    diaries(tmp_path, SkipsAStep, impatient)
+class SkipsTheFirst(SkipsAStep):
+    at = 0
+
+
+@pytest.mark.parametrize("model", [SkipsAStep, SkipsTheFirst])
+def test_a_step_that_one_process_leaves_out_leaves_nobody_waiting(model: type, tmp_path: Path) -> None:
+    """The other process flushed a batch earlier, or made itself ready alone, and both waited in different calls."""
+    own, other = diaries(tmp_path, model, impatient)
+    assert own["steps"] == list(range(24))
+    assert other["steps"] == [step for step in range(24) if step % 12 != model.at]
     options = {"devices": 2, "max_epochs": 1, "use_distributed_sampler": False, "default_root_dir": tmp_path}
-    fits.trainer([WeightHistogramLogger(every_n_steps=1)], strategy=impatient(), **options).fit(SkipsAStep())
+    fits.trainer([WeightHistogramLogger(every_n_steps=1)], strategy=impatient(), **options).fit(model())
+
+
+def test_losses_after_a_step_that_one_process_leaves_out_are_those_of_their_steps(tmp_path: Path) -> None:
+    """Rows were merged by their order, so that the loss of one step was averaged with that of the next."""
+    diaries(tmp_path, SkipsAndNotes, impatient, max_overhead=None)
+    own = [json.loads((tmp_path / f"own{rank}").read_text()) for rank in range(2)]
+    expected = [float("nan") if i % 12 == 5 else float(np.mean(both)) for i, both in enumerate(zip(*own, strict=True))]
+    told = [float("nan") if loss is None else loss for loss in written(tmp_path)[0]["losses"]]
+    assert told == pytest.approx(expected, rel=1e-6, nan_ok=True)
+
+
+class SkipsAndNotes(SkipsAStep):
+    """Writes down each loss of its own process."""
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        self.own = [*getattr(self, "own", []), loss.item()]
+        super().manual_backward(loss, *args, **kwargs)
+
+    def on_train_end(self) -> None:
+        (Path(self.trainer.default_root_dir) / f"own{self.global_rank}").write_text(json.dumps(self.own))
