@@ -17,7 +17,7 @@ PATTERNS = (
     'a list of non-empty parameter name patterns. Use a list of shell-style patterns such as ["encoder.*", "*.bias"].'
 )
 PREFIX = "letters, digits, '_', '.', '-' or spaces. Use a short word such as \"health\"."
-RULES = "a list of Rule or None. Use [*all_rules('gradients').values(), MY_RULE] from lightning_weightwatch.rules."
+RULES = "a list of Rule or None. Use [*all_rules('training').values(), MY_RULE] from lightning_weightwatch.rules."
 
 SHARE = "a share above 0 and at most 1, or None. Use 0.01 for 1 % of the time, None for a fixed cadence."
 FOLLOW = "a whole number of at least 1 or None. Use None to follow the Trainer."

@@ -44,10 +44,10 @@ class Judgement:
 
 
 def checked(who: str, rules: Sequence[Rule] | None) -> tuple[Rule, ...]:
-    """Return the rules to judge gradients by, all there are if none are given; refuse what is no list of rules."""
+    """Return the rules to judge a training by, all there are if none are given; refuse what is no list of rules."""
     if rules is None:
-        return tuple(all_rules("gradients").values())
+        return tuple(all_rules("training").values())
     if isinstance(rules, str) or not isinstance(rules, Sequence) or not all(isinstance(r, Rule) for r in rules):
-        remedy = "Use [*all_rules('gradients').values(), MY_RULE] from lightning_weightwatch.rules."
+        remedy = "Use [*all_rules('training').values(), MY_RULE] from lightning_weightwatch.rules."
         _arguments.refuse(who, "rules", rules, "a list of Rule or None", remedy, wrong_type=True)
     return tuple(rules)

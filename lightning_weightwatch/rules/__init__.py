@@ -33,4 +33,4 @@ __all__ = [
 def all_rules(subject: str | None = None) -> dict[str, Rule]:
     """Return the rules of this folder by name; only those that judge ``subject``, if one is given."""
     rules = _folder.members(sys.modules[__name__], "RULE")
-    return {name: rule for name, rule in rules.items() if subject in (None, rule.subject)}
+    return {name: rule for name, rule in rules.items() if subject is None or rule.subject in (subject, "both")}

@@ -26,6 +26,7 @@ class Finding:
         saw: One sentence: value, limit, place, steps.
         try_first: One action.
         rank: The process that saw it, or ``None`` where all saw the same.
+        because_of: The illness that it is taken for a symptom of, or ``None``.
     """
 
     rule: str
@@ -39,6 +40,7 @@ class Finding:
     saw: str
     try_first: str
     rank: int | None = None
+    because_of: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values that ``json`` and a checkpoint take."""
@@ -69,14 +71,14 @@ class Rule:
     Attributes:
         name: The illness, which is also the name of the file.
         check: ``check(evidence, *, limit=...)`` yields a finding for each place that is ill now; pure Python.
-        subject: What it judges: the ``"gradients"`` of a run (an ``Evidence``), or an ``"initialisation"`` (a sequence
-            of ``ParameterVerdict``).
+        subject: What it judges: a ``"training"`` (an ``Evidence``), an ``"initialisation"`` (a sequence of
+            ``ParameterVerdict``), or ``"both"``.
         limits: Keyword arguments that replace defaults of ``check``.
     """
 
     name: str
     check: Callable[..., Iterator[Finding]]
-    subject: Literal["gradients", "initialisation"] = "gradients"
+    subject: Literal["training", "initialisation", "both"] = "training"
     limits: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, evidence: Any) -> tuple[Finding, ...]:

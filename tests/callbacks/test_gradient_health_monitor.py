@@ -135,7 +135,7 @@ def test_a_rule_of_the_users_that_fails_is_left_out_and_the_others_go_on(caplog:
     def fails(evidence: Any) -> Any:
         raise KeyError("theirs")
 
-    monitor = GradientHealthMonitor(rules=[Rule("mine", fails), *all_rules("gradients").values()])
+    monitor = GradientHealthMonitor(rules=[Rule("mine", fails), *all_rules("training").values()])
     fits.fit(nets.TurnsNaN, [monitor], max_epochs=4)
     assert [f.rule for f in monitor.findings] == ["non_finite_gradients"]
     assert sum("The rule mine failed" in r.getMessage() for r in caplog.records) == 1

@@ -23,8 +23,23 @@ SECTIONS = [
     "Example",
 ]
 every_rule = pytest.mark.parametrize("name", RULES)
-every_gradient_rule = pytest.mark.parametrize("name", all_rules("gradients"))
-ABOUT_THE_LOSS = {"non_finite_loss"}  # these have no place, and a loss that is NaN is theirs to tell
+every_training_rule = pytest.mark.parametrize("name", all_rules("training"))
+ABOUT_THE_LOSS = {"non_finite_loss"}  # a loss that is NaN is theirs to tell
+WITHOUT_PLACE = {  # illnesses of the whole training
+    "non_finite_loss",
+    "loss_spike",
+    "diverging_loss",
+    "oscillating_loss",
+    "no_learning",
+    "label_signal",
+    "overfitting",
+    "learning_rate_too_high",
+    "learning_rate_too_low",
+    "loss_output_mismatch",
+    "input_scale",
+    "dropout_range",
+}
+ABOUT_WHAT_IS_MISSING = {"untrained_parameters"}  # what has no gradient is theirs to tell
 LAYERS = [Watched(f"fc{i}.weight", 4, True) for i in range(4)]
 
 
@@ -57,9 +72,9 @@ def evidence(steps, norms, measured, loss=None):
 
 
 def test_the_folder_is_the_registry():
-    assert {"vanishing_gradients", "exploding_gradients", "non_finite_gradients"} <= all_rules("gradients").keys()
-    assert {rule.subject for rule in RULES.values()} <= {"gradients", "initialisation"}
-    assert all_rules("gradients") | all_rules("initialisation") == RULES
+    assert {"vanishing_gradients", "exploding_gradients", "non_finite_gradients"} <= all_rules("training").keys()
+    assert {rule.subject for rule in RULES.values()} <= {"training", "initialisation", "both"}
+    assert all_rules("training") | all_rules("initialisation") == RULES
 
 
 @every_rule
@@ -108,21 +123,21 @@ def test_its_findings_survive_json_and_say_what_a_finding_must(name):
         assert Finding.from_dict(json.loads(json.dumps(finding.to_dict(), allow_nan=False))) == finding
         assert finding.severity in SEVERITIES
         assert finding.since_step <= finding.step
-        assert finding.parameters or name in ABOUT_THE_LOSS
+        assert finding.parameters or name in WITHOUT_PLACE
         assert all((finding.unit, finding.saw.endswith("."), finding.try_first.endswith(".")))
         assert all(type(number) in (int, float) for number in (finding.step, finding.since_step, finding.value))
 
 
-@every_gradient_rule
+@every_training_rule
 @pytest.mark.parametrize("measured", [[False] * 4, [True, True, False, False]], ids=["nothing", "half the layers"])
 @pytest.mark.parametrize("steps", [0, 1, 5, 60, 200])
 @pytest.mark.parametrize("loss", [None, lambda step: 2.0, lambda step: float("nan")], ids=["unknown", "flat", "NaN"])
 def test_silent_on_what_was_not_measured(name, steps, measured, loss):
-    if loss is None or loss(0) == 2.0 or name not in ABOUT_THE_LOSS:
+    if (loss is None or loss(0) == 2.0 or name not in ABOUT_THE_LOSS) and name not in ABOUT_WHAT_IS_MISSING:
         assert RULES[name](evidence(steps, [1.0] * 4, measured, loss)) == ()
 
 
-@every_gradient_rule
+@every_training_rule
 def test_silent_on_a_network_without_parameters(name):
     nothing = Evidence([])
     assert RULES[name](nothing) == ()
@@ -141,7 +156,7 @@ def test_it_can_be_pickled_and_copied(name):
     assert pickle.loads(pickle.dumps(RULES[name])) == RULES[name] == copy.deepcopy(RULES[name])
 
 
-@every_gradient_rule
+@every_training_rule
 def test_it_leaves_the_evidence_as_it_was(name):
     made = evidence(60, [1e-9, float("nan"), 1.0, 1e9], None, lambda step: 2.0)
     before = copy.deepcopy(made)

@@ -1,66 +1,40 @@
-"""What is remembered: a bounded history of read-outs, which rules judge and figures draw.
-
-It knows names, steps and numbers; no tensor, no rank, no Trainer.
-"""
+"""The evidence that rules judge."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Watched:
-    """A parameter as far as rules need to know it.
-
-    Attributes:
-        name: Its name.
-        numel: The number of its elements.
-        is_matrix: Whether it mixes inputs into outputs: these, in forward order, make the depth profile.
-        place: Its place in the forward pass; where places are the same, the order of the parameters counts.
-    """
-
-    name: str
-    numel: int
-    is_matrix: bool
-    place: int = 0
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Full statistics of every parameter at one step.
-
-    Attributes:
-        step: The step.
-        parameters: The names, length ``P``.
-        values: Each statistic by name, shape ``[P]``; NaN where it was not measured.
-
-    Example:
-        >>> Snapshot(7, ("fc.weight",), {"grad_norm": np.array([0.5])}).of("fc.weight")
-        {'grad_norm': 0.5}
-    """
-
-    step: int
-    parameters: tuple[str, ...]
-    values: Mapping[str, Floats]
-
-    def of(self, parameter: str) -> dict[str, float]:
-        """Return every statistic of one parameter.
-
-        Raises:
-            ValueError: If there is no such parameter.
-        """
-        place = self.parameters.index(parameter)
-        return {name: float(column[place]) for name, column in self.values.items()}
+from lightning_weightwatch.evidence._curve import LossCurve
+from lightning_weightwatch.evidence._readings import (
+    DeadUnits,
+    Floats,
+    Listened,
+    Replicas,
+    Setup,
+    Snapshot,
+    Validation,
+    Watched,
+)
 
 
 class Evidence:
-    """The last ``window`` steps of every parameter's gradient norm, and the loss.
+    """The last ``window`` steps of every parameter's gradient norm, and the loss; and what was read now and then.
+
+    Attributes:
+        setup: How the training is set up.
+        first_losses: The first finite losses of the run, at most ``FIRST``.
+        curve: The losses of the whole run.
+        first_snapshot: The first full statistics of the run, if there were any.
+        snapshots: The last full statistics, at most ``SNAPSHOTS``.
+        dead: The last readings of units without a gradient.
+        listened: The last forward passes that were listened to.
+        validations: The last validations.
+        replicas: The last comparisons of the processes' copies.
+        broken_losses: The processes whose own loss was not finite, and the first step at which it was not.
 
     Args:
         parameters: What is watched, in forward order.
@@ -78,12 +52,19 @@ class Evidence:
         self.parameters = tuple(parameters)
         self.scaled_loss = scaled_loss
         self.window = window
+        self.setup = Setup()
         self.first_losses: list[float] = []
+        self.curve = LossCurve()
+        self.first_snapshot: Snapshot | None = None
         self.snapshots: list[Snapshot] = []
+        self.dead: list[DeadUnits] = []
+        self.listened: list[Listened] = []
+        self.validations: list[Validation] = []
+        self.replicas: list[Replicas] = []
+        self.broken_losses: dict[int, int] = {}
         # Twice the window, so that the rows of the window always stand in a row and are moved once in a window.
         self._norms: Floats = np.empty((2 * window, len(self.parameters)))
-        self._losses: Floats = np.empty(2 * window)
-        self._clipped: Floats = np.empty(2 * window)
+        self._numbers = {name: np.empty(2 * window) for name in _NUMBERS}
         self._steps = np.empty(2 * window, dtype=np.int64)
         self._roots = np.sqrt([max(p.numel, 1) for p in self.parameters])
         self._begin = self._end = 0
@@ -100,6 +81,9 @@ class Evidence:
         measured: ArrayLike | None = None,
         loss: float | None = None,
         clipped: ArrayLike | None = None,
+        learning_rate: float | None = None,
+        stale: float | None = None,
+        batch: int | None = None,
     ) -> None:
         """Remember one step, or add to the last one.
 
@@ -109,6 +93,9 @@ class Evidence:
             measured: Which of them were measured, shape ``[P]``; all, if not given. The rest have no gradient.
             loss: The loss, if it is known; NaN or Inf means that it was.
             clipped: The norms after clipping, shape ``[P]``, NaN where not measured; none, if nothing clips.
+            learning_rate: The largest of all parameter groups.
+            stale: 1 where an optimizer's gradients were not cleared since its last step, 0 where all were.
+            batch: The place of the step's last batch in its epoch.
         """
         norms = np.asarray(norms, dtype=np.float64)
         norms = np.where(np.isfinite(norms), norms, np.inf)
@@ -117,37 +104,57 @@ class Evidence:
         row = self._row(step)
         self._norms[row] = np.where(np.isnan(norms), self._norms[row], norms)
         if loss is not None:
-            self._losses[row] = loss if np.isfinite(loss) else np.inf
+            self._numbers["loss"][row] = loss if np.isfinite(loss) else np.inf
+            self.curve.add(step, loss)
             if len(self.first_losses) < FIRST and np.isfinite(loss):
                 self.first_losses.append(float(loss))
         if clipped is not None:
-            self._clipped[row] = _total(np.asarray(clipped, dtype=np.float64)[None])[0]
+            self._numbers["clipped"][row] = _total(np.asarray(clipped, dtype=np.float64)[None])[0]
+        for name, number in (("learning_rate", learning_rate), ("stale", stale), ("batch", batch)):
+            if number is not None:
+                self._numbers[name][row] = number
 
     def add_snapshot(self, snapshot: Snapshot) -> None:
-        """Remember full statistics; of those remembered the oldest goes."""
+        """Remember full statistics; of those remembered the oldest goes, but for the first of the run."""
+        self.first_snapshot = self.first_snapshot or snapshot
         self.snapshots = [*self.snapshots, snapshot][-SNAPSHOTS:]
+
+    def add_reading(self, reading: DeadUnits | Listened | Validation | Replicas) -> None:
+        """Remember what was read now and then."""
+        kinds: dict[type, list[Any]] = {
+            DeadUnits: self.dead,
+            Listened: self.listened,
+            Validation: self.validations,
+            Replicas: self.replicas,
+        }
+        readings = kinds[type(reading)]
+        readings.append(reading)
+        del readings[:-READINGS]
 
     def take_over(self, earlier: Evidence) -> None:
         """Remember what was remembered of parameters of the same name, before others came or went."""
         columns = {p.name: i for i, p in enumerate(earlier.parameters)}
         kept = [(i, columns[p.name]) for i, p in enumerate(self.parameters) if p.name in columns]
-        rows = zip(earlier.steps, earlier.norms, earlier.losses, earlier.clipped_norm, strict=True)
-        for step, norms, loss, clipped in rows:
+        for there, step in enumerate(earlier.steps, start=earlier._begin):
             row = self._row(step)
-            self._losses[row], self._clipped[row] = loss, clipped
-            for here, there in kept:
-                self._norms[row, here] = norms[there]
-        self.first_losses, self.snapshots = list(earlier.first_losses), list(earlier.snapshots)
+            for name, numbers in self._numbers.items():
+                numbers[row] = earlier._numbers[name][there]
+            for i, j in kept:
+                self._norms[row, i] = earlier._norms[there, j]
+        self.first_losses, self.curve = list(earlier.first_losses), earlier.curve
+        self.first_snapshot, self.snapshots = earlier.first_snapshot, list(earlier.snapshots)
+        self.setup, self.broken_losses = earlier.setup, dict(earlier.broken_losses)
+        self.listened, self.validations = list(earlier.listened), list(earlier.validations)
 
     def _row(self, step: int) -> int:
         """Return the row of a step, which is begun if it is not the last one."""
         if len(self) and self._steps[self._end - 1] == step:
             return self._end - 1
         if self._end == 2 * self.window:
-            for rows in (self._norms, self._losses, self._clipped, self._steps):
+            for rows in (self._norms, self._steps, *self._numbers.values()):
                 rows[: len(self)] = rows[self._begin : self._end].copy()
             self._begin, self._end = 0, len(self)
-        for rows in (self._norms, self._losses, self._clipped):
+        for rows in (self._norms, *self._numbers.values()):
             rows[self._end] = np.nan
         self._steps[self._end] = step
         self._end += 1
@@ -180,12 +187,32 @@ class Evidence:
 
         Where it lies below ``global_norm``, the gradients of that step were clipped.
         """
-        return self._clipped[self._begin : self._end]
+        return self._remembered("clipped")
 
     @property
     def losses(self) -> Floats:
         """Losses, shape ``[T]``: NaN where unknown, Inf where not finite."""
-        return self._losses[self._begin : self._end]
+        return self._remembered("loss")
+
+    @property
+    def learning_rates(self) -> Floats:
+        """The largest learning rate of all parameter groups, shape ``[T]``; NaN where unknown."""
+        return self._remembered("learning_rate")
+
+    @property
+    def stale(self) -> Floats:
+        """1 where gradients were not cleared since the last step, else 0, shape ``[T]``; NaN where nobody can tell."""
+        return self._remembered("stale")
+
+    @property
+    def batches(self) -> Floats:
+        """The place of each step's last batch in its epoch, shape ``[T]``; NaN where unknown."""
+        return self._remembered("batch")
+
+    @property
+    def has_opponents(self) -> bool:
+        """Whether several optimizers train, whose losses may rise for one another; then no loss must fall."""
+        return len(self.setup.optimizers) > 1
 
     @property
     def matrices(self) -> list[int]:
@@ -204,87 +231,17 @@ class Evidence:
         first = float(np.median(self.first_losses))
         return float(np.median(known[-last:])) / first if first > 0 else float("nan")
 
+    def _remembered(self, name: str) -> Floats:
+        return self._numbers[name][self._begin : self._end]
+
 
 FIRST = 5  # losses that make the run's starting level
 SNAPSHOTS = 20  # remembered
+READINGS = 50  # of each kind
+_NUMBERS = ("loss", "clipped", "learning_rate", "stale", "batch")
 
 
 def _total(norms: Floats) -> Floats:
     """Return the norm over all parameters for each row; NaN where nothing was measured."""
     total = np.sqrt(np.nansum(norms**2, axis=1))
     return np.where(np.isnan(norms).all(axis=1), np.nan, total)
-
-
-class History:
-    """The whole run in a bounded number of columns, for pictures.
-
-    When the columns are full, neighbours are merged and each column covers twice as many steps. A merged cell keeps
-    whichever of the two lies farther from the step's median, and a non-finite cell stays non-finite: one step of NaN
-    stays visible through a run of any length.
-
-    Args:
-        rows: Numbers per step.
-        columns: Columns to keep; even.
-
-    Example:
-        >>> history = History(rows=1, columns=2)
-        >>> for step, value in enumerate([0.0, np.inf, 0.0, 0.0, 0.0]):
-        ...     history.add(step, [value], loss=1.0)
-        >>> history.steps, history.values.ravel().tolist()
-        ([0, 4], [inf, 0.0])
-    """
-
-    def __init__(self, *, rows: int, columns: int = 120) -> None:
-        self._rows, self._columns, self._stride = rows, columns, 1
-        self.steps: list[int] = []
-        self._values: list[Floats] = []
-        self._losses: list[float] = []
-        self._in_last = 0
-
-    @property
-    def values(self) -> Floats:
-        """What is kept, shape ``[columns so far, rows]``."""
-        return np.array(self._values).reshape(len(self.steps), self._rows)
-
-    @property
-    def losses(self) -> Floats:
-        """The largest loss in each column, shape ``[columns so far]``."""
-        return np.array(self._losses)
-
-    def add(self, step: int, values: ArrayLike, *, loss: float) -> None:
-        """Add one step: ``values`` of shape ``[rows]`` (NaN: not measured, Inf: not finite) and its loss."""
-        row = np.array(values, dtype=np.float64)
-        if self.steps and self._in_last < self._stride:
-            self._values[-1] = _farther(self._values[-1], row)
-            self._losses[-1] = float(np.fmax(self._losses[-1], loss))
-            self._in_last += 1
-            return
-        if len(self.steps) == self._columns:
-            self._halve()
-            self.add(step, values, loss=loss)
-            return
-        self.steps.append(step)
-        self._values.append(row)
-        self._losses.append(loss)
-        self._in_last = 1
-
-    def _halve(self) -> None:
-        pairs = range(0, len(self.steps) - 1, 2)
-        self._values = [_farther(self._values[i], self._values[i + 1]) for i in pairs]
-        self._losses = [float(np.fmax(self._losses[i], self._losses[i + 1])) for i in pairs]
-        self.steps = [self.steps[i] for i in pairs]
-        self._in_last = 2 * self._stride
-        self._stride *= 2
-
-
-def _farther(a: Floats, b: Floats) -> Floats:
-    """Keep, cell by cell, the value farther from its own column's median; +Inf (non-finite) above all, NaN below."""
-    distance = [_distance(a), _distance(b)]
-    return np.where((distance[1] > distance[0]) | np.isnan(a), b, a)
-
-
-def _distance(values: Floats) -> Floats:
-    finite = values[np.isfinite(values)]
-    middle = np.median(finite) if finite.size else 0.0
-    away = np.where(np.isposinf(values), np.inf, np.abs(np.where(np.isfinite(values), values, -300.0) - middle))
-    return np.where(np.isnan(values), -1.0, away)
