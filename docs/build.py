@@ -24,6 +24,7 @@ PROSE = {
     "Truth table: every measurement against plain torch": "truth_table.md",
     "What must never happen": "never.md",
     "What it costs": "costs.md",
+    "How the first cause is named": "first_cause.md",
 }
 
 
@@ -33,7 +34,14 @@ def pages() -> dict[str, str]:
     statistics = {f"statistics/{name}.md": module_page("stats", name) for name in all_statistics()}
     names = [*CALLBACKS, *FUNCTIONS, *VALUES, *ELSEWHERE]
     objects = {f"reference/{name}.md": object_page(name) for name in names}
-    return {**rules, **statistics, **objects, "README.md": index(list(rules), list(statistics), list(objects))}
+    causes = {"first_cause.md": causes_page()}
+    return {
+        **rules,
+        **statistics,
+        **objects,
+        **causes,
+        "README.md": index(list(rules), list(statistics), list(objects)),
+    }
 
 
 def object_page(name: str) -> str:
@@ -63,6 +71,15 @@ def module_page(folder: str, name: str) -> str:
     """Return the page of a rule or statistic: the docstring of its file."""
     module = importlib.import_module(f"lightning_weightwatch.{folder}.{name}")
     return f"# {name}\n\n{markdown(inspect.getdoc(module) or '')}\n"
+
+
+def causes_page() -> str:
+    """Return the page of what explains what: the docstring of its file and its table."""
+    module = importlib.import_module("lightning_weightwatch.rules._causes")
+    rows = [(name, sorted(module.EXPLAINS.get(name, ()), key=module.PRECEDENCE.index)) for name in module.PRECEDENCE]
+    lines = [f"| {name} | {', '.join(explained) or 'nothing'} |" for name, explained in rows]
+    table = "\n".join(["| cause, by precedence | explains |", "|---|---|", *lines])
+    return f"# How the first cause is named\n\n{markdown(inspect.getdoc(module) or '')}\n\n{table}\n"
 
 
 def index(rules: list[str], statistics: list[str], objects: list[str]) -> str:

@@ -112,3 +112,10 @@ def share(who: str, argument: str, value: Any, remedy: str) -> float | None:
     if not 0 < number <= 1:
         refuse(who, argument, value, expected, remedy)
     return number
+
+
+def function(who: str, argument: str, value: Any, remedy: str) -> Any:
+    """Return ``value`` if it can be called or is ``None``; refuse otherwise."""
+    if value is not None and not callable(value):
+        refuse(who, argument, value, "a function of one finding, or None", remedy, wrong_type=True)
+    return value

@@ -2,31 +2,30 @@
 
 ``audit_init`` does it all for a module at hand. It is made of three parts, so that a callback can let ranks agree
 between measuring and judging: ``measure`` gives partials, ``readouts`` turns them (merged or not) into numbers, and
-``judge`` needs only those. The schemes themselves lie in ``theory``, the illnesses in ``rules``.
+``judge`` needs only those. What only whole tensors tell goes along with the partials until they are merged. The schemes
+themselves lie in ``theory``, the illnesses in ``rules``.
 """
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from lightning_weightwatch import _arguments, stats
+from lightning_weightwatch import _arguments, stats, structure
 from lightning_weightwatch.parameters import Parameter, describe, named_tensors, values
+from lightning_weightwatch.places import places, wiring
+from lightning_weightwatch.probe import probe
 from lightning_weightwatch.rules import Finding, Severity, all_rules
 from lightning_weightwatch.sinks.tables import console_table, escape, markdown_table
-from lightning_weightwatch.theory import Place, Recognition, candidates, default_scheme, recognise
+from lightning_weightwatch.theory import Place, Readout, Recognition, default_scheme, origin
 
 Verdict = Literal["ok", "note", "warning", "critical", "skipped"]
-Readouts = Mapping[str, Mapping[str, float]]
+Readouts = Mapping[str, Readout]
 
 STATISTICS = ("moments", "extremes")
 _WORST_FIRST: tuple[Verdict, ...] = ("critical", "warning", "skipped", "note", "ok")
@@ -150,7 +149,7 @@ def audit_init(model: nn.Module, batch: Any = None, loss_fn: Callable[[Any, Any]
     parameters = describe(model)
     measured = readouts(parameters, measure(parameters, named_tensors(model)))
     report = judge(parameters, measured)
-    return report if batch is None else replace(report, probe=_probe(model, batch, loss_fn))
+    return report if batch is None else replace(report, probe=probe(model, batch, loss_fn))
 
 
 def measurable(parameters: Sequence[Parameter]) -> list[Parameter]:
@@ -158,17 +157,57 @@ def measurable(parameters: Sequence[Parameter]) -> list[Parameter]:
     return [p for p in parameters if p.unmeasurable is None]
 
 
-def measure(parameters: Sequence[Parameter], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+class Measured(dict[str, Tensor]):
+    """Partials, which merge, and beside them what only whole tensors tell: whatever merges leaves that behind.
+
+    Attributes:
+        names: The parameters that are held as a whole; ``name[0]``, ``name[1]``... for matrices stacked in them.
+        partials: The same partials of each of these matrices, shape ``[number of them]``.
+        structure: What ``structure.measure`` gives of every one of ``names``.
+    """
+
+    names: Sequence[str] = ()
+    partials: Mapping[str, Tensor] = {}
+    structure: Tensor = torch.zeros(0, device="cpu")
+
+
+def measure(parameters: Sequence[Parameter], tensors: Mapping[str, Tensor]) -> Measured:
     """Measure what this process holds of the measurable parameters; partials of shape ``[P]``."""
-    return stats.measure(STATISTICS, [values(tensors[p.name]) for p in measurable(parameters)])
+    held = {p.name: values(tensors[p.name]) for p in measurable(parameters)}
+    found = Measured(stats.measure(STATISTICS, list(held.values())))
+    whole = [p for p in measurable(parameters) if held[p.name].shape == p.shape]
+    stacked = [(p, f"{p.name}[{i}]", block) for p in whole for i, block in enumerate(_blocks(p, held[p.name]))]
+    members = [(p, p.name, held[p.name]) for p in whole] + stacked
+    found.names = [name for _, name, _ in members]
+    found.partials = stats.measure(STATISTICS, [block for _, _, block in stacked])
+    found.structure = structure.measure([tensor for _, _, tensor in members], [p.wiring.groups for p, _, _ in members])
+    return found
 
 
-def readouts(parameters: Sequence[Parameter], partials: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Turn partials, merged or not, into numbers by parameter; this waits for the device."""
-    read = stats.read(STATISTICS, partials)
+def readouts(parameters: Sequence[Parameter], partials: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Turn partials, merged or not, into numbers by parameter; this waits for the device.
+
+    Those of matrices that are stacked in a parameter are named ``name[0]``, ``name[1]``...
+    """
+    found = _by_name([p.name for p in measurable(parameters)], partials)
+    if isinstance(partials, Measured):
+        found |= _by_name([name for name in partials.names if name not in found], partials.partials)
+        for name, numbers in zip(partials.names, structure.read(partials.structure), strict=True):
+            found[name] |= numbers
+    return found
+
+
+def _blocks(parameter: Parameter, tensor: Tensor) -> Sequence[Tensor]:
+    """Cut a tensor into the matrices that are stacked in it, if there are several."""
+    number = len(wiring(parameter).stacked)
+    return tensor.chunk(number) if number and len(tensor) % number == 0 else ()
+
+
+def _by_name(names: Sequence[str], partials: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    read = stats.read(STATISTICS, dict(partials))
     read |= {key: partials[f"moments/{key}"] for key in ("count", "zeros")}
     columns = {key: column.tolist() for key, column in read.items()}
-    return {p.name: {key: column[i] for key, column in columns.items()} for i, p in enumerate(measurable(parameters))}
+    return {name: {key: column[i] for key, column in columns.items()} for i, name in enumerate(names)}
 
 
 def judge(
@@ -189,8 +228,8 @@ def judge(
         resumed: A checkpoint was loaded: schemes are not judged, NaN and constant matrices still are.
         step: The step the findings are told at.
     """
-    places = _places(parameters if among is None else among)
-    verdicts = tuple(_first_verdict(p, places[p.name], measured.get(p.name), resumed) for p in parameters)
+    where = places(parameters if among is None else among)
+    verdicts = tuple(_first_verdict(p, where[p.name], measured, resumed) for p in parameters)
     found = [finding for rule in all_rules("initialisation").values() for finding in rule(verdicts)]
     findings = tuple(replace(finding, step=step, since_step=step) for finding in found)
     return InitReport(tuple(_after(findings, v) for v in verdicts), findings, resumed)
@@ -202,15 +241,14 @@ def _after(findings: Sequence[Finding], verdict: ParameterVerdict) -> ParameterV
     return replace(verdict, verdict=min([verdict.verdict, *at_it], key=_WORST_FIRST.index))
 
 
-def _first_verdict(
-    parameter: Parameter, place: Place, readout: Mapping[str, float] | None, resumed: bool
-) -> ParameterVerdict:
+def _first_verdict(parameter: Parameter, place: Place, measured: Readouts, resumed: bool) -> ParameterVerdict:
     """Say what is known of a parameter before the rules look at it."""
+    readout = measured.get(parameter.name)
     why = parameter.unmeasurable or _unseen(parameter, readout)
     if why or readout is None:
         return _verdict(parameter, scheme="not measured", verdict="skipped", reason=why or "not measured")
     constant = readout["min"] if readout["min"] == readout["max"] and readout["count"] > 1 else None
-    recognition = Recognition(None) if resumed else recognise(readout, candidates(place, round(readout["zeros"])))
+    recognition = Recognition(None) if resumed else _recognised(place, parameter.name, measured)
     expected = None if resumed else recognition.scheme or default_scheme(place)
     verdict, reason = _in_words(parameter, readout, constant, recognition, resumed)
     return replace(
@@ -221,6 +259,11 @@ def _first_verdict(
         nonfinite=round(readout["nonfinite"]),
         constant=None if readout["nonfinite"] else constant,
     )
+
+
+def _recognised(place: Place, name: str, measured: Readouts) -> Recognition:
+    blocks = [measured[block] for i in range(len(place.blocks)) if (block := f"{name}[{i}]") in measured]
+    return origin(place, measured[name], blocks)
 
 
 def _unseen(parameter: Parameter, readout: Mapping[str, float] | None) -> str | None:
@@ -246,7 +289,16 @@ def _in_words(
         return ("note", f"{same}: every unit computes the same") if is_matrix else ("ok", same)
     if resumed:
         return "ok", "restored from a checkpoint: finite and not constant"
-    return "ok", _UNKNOWN if recognition.scheme is None else f"drawn from {recognition}"
+    told = _UNKNOWN if recognition.scheme is None else f"drawn from {recognition}"
+    return "ok", f"{told}; {recognition.untold}" if recognition.untold else told + _uncertainty(recognition, readout)
+
+
+def _uncertainty(recognition: Recognition, readout: Mapping[str, float]) -> str:
+    """Say how exactly so few elements tell the spread that the candidates differ in."""
+    if not recognition.alternatives or recognition.interval is None:
+        return ""
+    low, high = recognition.interval
+    return f": {readout['count']:.0f} elements tell its std to lie within {low:.3g} and {high:.3g}"
 
 
 def _verdict(parameter: Parameter, *, scheme: str, verdict: Verdict, reason: str) -> ParameterVerdict:
@@ -261,40 +313,6 @@ def _verdict(parameter: Parameter, *, scheme: str, verdict: Verdict, reason: str
         reason=reason,
         trainable=parameter.trainable,
     )
-
-
-def _places(parameters: Sequence[Parameter]) -> dict[str, Place]:
-    """Put every parameter beside the others of its layer."""
-    homes = {p.name: _layer_and_role(p.name) for p in parameters}
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    kinds: dict[str, str] = {}
-    for p in parameters:
-        layer, role = homes[p.name]
-        shapes.setdefault(layer, {})[role] = p.shape
-        if p.kind != "bias":
-            kinds[layer] = p.kind
-    return {
-        p.name: Place(role, p.shape, kinds.get(layer, p.kind), p.layer_type, shapes[layer])
-        for p in parameters
-        for layer, role in [homes[p.name]]
-    }
-
-
-def _layer_and_role(name: str) -> tuple[str, str]:
-    """Split a name into its layer and its role there, without what a parametrisation or pruning adds.
-
-    Example:
-        >>> _layer_and_role("net.0.parametrizations.weight.original1"), _layer_and_role("net.0.weight_v")
-        (('net.0', 'weight'), ('net.0', 'weight'))
-    """
-    head, found, tail = f".{name}".rpartition(".parametrizations.")
-    if found:
-        role, _, part = tail.partition(".")
-        return head[1:], role + "_g" if part == "original0" else role  # weight norm keeps the norms in original0
-    layer, _, role = name.rpartition(".")
-    if role.startswith("weight"):  # bias_v is a parameter of MultiheadAttention
-        role = role.removesuffix("_v")
-    return layer, role.removesuffix("_orig")
 
 
 def _row(p: ParameterVerdict) -> list[str]:
@@ -315,67 +333,3 @@ def _number(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _probe(model: nn.Module, batch: Any, loss_fn: Callable[[Any, Any], Tensor] | None) -> dict[str, Any]:
-    """Send one batch through the model, in the mode it is in, and say what came out.
-
-    The model computes with copies of its parameters and buffers: a forward pass may change both (batch norm its
-    statistics, an embedding with ``max_norm`` its rows).
-    """
-    if loss_fn is not None and not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        raise TypeError(
-            f"audit_init(batch={type(batch).__name__}): expected a pair (input, target), because loss_fn is given. "
-            "Pass both, or leave loss_fn out."
-        )
-    inputs, target = batch if loss_fn is not None else (batch, None)
-    without = [p for p in describe(model) if p.unmeasurable not in (None, "empty")]
-    if without:
-        return {"skipped": f"{without[0].name}: {without[0].unmeasurable}"}
-    held = dict(model.named_parameters()) | dict(model.named_buffers())
-    args, named = _as_arguments(inputs)
-    with torch.no_grad(), _rng_kept({t.device for t in held.values()}):
-        copies = {name: tensor.detach().clone() for name, tensor in held.items()}
-        output = functional_call(model, copies, args, named)
-        told = _output_numbers(output)
-        if loss_fn is not None:
-            told["loss"] = float(loss_fn(output, target))
-    return told
-
-
-def _as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
-
-
-def _output_numbers(output: Any) -> dict[str, Any]:
-    tensors = [values(t) for t in _tensors_in(output) if t.numel()]
-    sums = {key: part.sum().item() for key, part in stats.measure(["moments"], tensors).items()}
-    count, square = sums["moments/count"], sums["moments/sum_sq"]
-    rms = math.sqrt(square / count) if count else None
-    return {"output_rms": rms, "output_nonfinite": int(sums["moments/nonfinite"])}
-
-
-def _tensors_in(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, (Mapping, list, tuple)):
-        for item in output.values() if isinstance(output, Mapping) else output:
-            yield from _tensors_in(item)
-
-
-@contextmanager
-def _rng_kept(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Put every random stream a forward pass may draw from back to where it was."""
-    python, array, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    others = [(torch.get_device_module(d), () if d.type == "mps" else (d,)) for d in devices if d.type != "cpu"]
-    states = [module.get_rng_state(*which) for module, which in others]
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)
-        torch.set_rng_state(cpu)
-        for (module, which), state in zip(others, states, strict=True):
-            module.set_rng_state(state, *which)

@@ -21,6 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_weightwatch.theory import PLAIN, Wiring
+
 Kind = Literal["linear", "convolution", "recurrent", "attention", "embedding", "norm", "bias", "other"]
 
 _SHARDED_EARLY = "cut into shards before its whole shape could be noted"
@@ -50,6 +52,8 @@ class Parameter:
         trainable: Whether it asks for a gradient.
         tied: Further names of the same tensor.
         unmeasurable: Why its values cannot be read, or ``None``.
+        wiring: How its layer uses it, as far as its shape does not tell.
+        tied_as: The same facts under each of those names.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Parameter:
     trainable: bool = True
     tied: tuple[str, ...] = ()
     unmeasurable: str | None = None
+    wiring: Wiring = PLAIN
+    tied_as: tuple[Parameter, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -109,24 +115,28 @@ def describe(module: nn.Module) -> tuple[Parameter, ...]:
     for name, tensor in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(tensor), []).append(clean(name))
     layers = {clean(name + ".")[:-1]: layer for name, layer in module.named_modules(remove_duplicate=False)}
-    described = []
-    for order, (name, tensor) in enumerate(named_tensors(module).items()):
+
+    def told(name: str, tensor: Tensor, order: int) -> Parameter:
         owner = name.rpartition(".")[0]
         layer = layers.get(owner, module)
-        reason = unmeasurable(tensor)
-        described.append(
-            Parameter(
-                name=name,
-                shape=() if _is_lazy(tensor) else tuple(tensor.shape),
-                layer=owner,
-                layer_type=type(layer).__name__,
-                kind=_kind(name, _behind_parametrization(owner, layers) or layer),
-                order=order,
-                trainable=tensor.requires_grad,
-                tied=tuple(names[id(tensor)][1:]),
-                unmeasurable=reason,
-            )
+        true_layer = _behind_parametrization(owner, layers) or layer
+        return Parameter(
+            name=name,
+            shape=() if _is_lazy(tensor) else tuple(tensor.shape),
+            layer=owner,
+            layer_type=type(layer).__name__,
+            kind=_kind(name, true_layer),
+            order=order,
+            trainable=tensor.requires_grad,
+            unmeasurable=unmeasurable(tensor),
+            wiring=_wiring(name, true_layer),
         )
+
+    described = []
+    for order, (name, tensor) in enumerate(named_tensors(module).items()):
+        tied = tuple(names[id(tensor)][1:])
+        tied_as = tuple(told(other, tensor, order) for other in tied)
+        described.append(replace(told(name, tensor, order), tied=tied, tied_as=tied_as))
     return tuple(described)
 
 
@@ -291,9 +301,28 @@ def _behind_parametrization(owner: str, layers: dict[str, nn.Module]) -> nn.Modu
     return layers.get(head[:-1]) if found else None
 
 
-def _kind(name: str, layer: nn.Module) -> Kind:
+def _leaf(name: str) -> str:
+    """Return what it is called in its layer, without what a parametrisation puts behind that name."""
     _, parametrised, tail = name.rpartition("parametrizations.")
-    leaf = tail.partition(".")[0] if parametrised else tail.rpartition(".")[2]
+    return tail.partition(".")[0] if parametrised else tail.rpartition(".")[2]
+
+
+def _wiring(name: str, layer: nn.Module) -> Wiring:
+    leaf = _leaf(name)
+    if isinstance(layer, _CONVOLUTIONS) and leaf.startswith("weight"):
+        return Wiring(layer.groups, math.prod(layer.stride), layer.transposed)
+    if isinstance(layer, nn.MultiheadAttention) and leaf.startswith("in_proj"):
+        return Wiring(stacked=("query", "key", "value"))
+    if leaf.startswith(("weight_ih", "weight_hh", "bias_ih", "bias_hh")):
+        if isinstance(layer, (nn.LSTM, nn.LSTMCell)):
+            return Wiring(stacked=("input", "forget", "cell", "output"))
+        if isinstance(layer, (nn.GRU, nn.GRUCell)):
+            return Wiring(stacked=("reset", "update", "new"))
+    return PLAIN
+
+
+def _kind(name: str, layer: nn.Module) -> Kind:
+    leaf = _leaf(name)
     if "bias" in leaf:
         return "bias"
     table: tuple[tuple[tuple[type, ...], Kind], ...] = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,65 +18,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_weightwatch import reduce, snapshot, stats
-from lightning_weightwatch.evidence import Snapshot
+from lightning_weightwatch.flight import Flight, Gathered, read
+from lightning_weightwatch.listening import Listener
+from lightning_weightwatch.meters import (
+    ClearingMeter,
+    ReplicaMeter,
+    UnitMeter,
+    is_lbfgs,
+    learning_rate,
+    leaves_gradients_alone,
+    owned,
+)
 from lightning_weightwatch.parameters import Parameter, is_plain, unmeasurable, values
 from lightning_weightwatch.parcel import Parcel, upload
 from lightning_weightwatch.ring import Ring, Rows
 from lightning_weightwatch.snapshot import SnapshotMeter
 from lightning_weightwatch.stats import norm
-
-
-def owned(optimizer: Optimizer) -> list[Tensor]:
-    """Return the parameters an optimizer changes."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def is_lbfgs(optimizer: Optimizer) -> bool:
-    """Whether one step of the optimizer asks for the gradients many times."""
-    return any(c.__name__ == "LBFGS" for c in type(optimizer).__mro__)
-
-
-def leaves_gradients_alone(optimizer: Optimizer) -> bool:
-    """Whether the gradients after a step are those that clipping left.
-
-    Torch's own steps do not touch them. Others may: SAM takes them anew beside the weights, centralisation moves them.
-    LBFGS takes them at many points.
-    """
-    step_is_from = getattr(getattr(type(optimizer), "step", None), "__module__", "")
-    return step_is_from.startswith("torch.optim") and not is_lbfgs(optimizer)
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """What a flush brought to the host, one row per step.
-
-    Attributes:
-        steps: The steps, ascending, length ``n``.
-        norms: Gradient norms before clipping, shape ``[n, P]``; 0 where not measured.
-        measured: Where a gradient was measured, shape ``[n, P]``.
-        clipped: Gradient norms after clipping, shape ``[n, P]``; NaN where not measured.
-        losses: The loss of each step, shape ``[n]``; NaN where it is unknown, Inf where it was not finite.
-        snapshot: Full statistics, if they were due.
-        notes: What the sender added, added up over processes.
-    """
-
-    steps: list[int]
-    norms: NDArray[np.float64]
-    measured: NDArray[np.bool_]
-    clipped: NDArray[np.float64]
-    losses: NDArray[np.float64]
-    snapshot: Snapshot | None = None
-    notes: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Flight:
-    """What is on its way to the host, and what need not travel: what the host knew, where nobody else has a say."""
-
-    rows: Rows
-    parcel: Parcel
-    known: Mapping[str, NDArray[np.float64]]
-    snapshot_step: int | None
 
 
 @dataclass(frozen=True)
@@ -87,63 +44,13 @@ class _Columns:
     device: Tensor
 
 
-_LOCAL = ("broken", "losses", "has_loss", "step")  # what replicas may differ in
+_LOCAL = {"broken", "losses", "has_loss", "step", "broken_loss", "copy_norm", "copy_square", "copy_sum"}
+"""What replicas may differ in, and must merge."""
+
+_TWINS = 2  # of the first snapshots: units that begin equal stay equal
 
 Gradients = dict[int, Tensor]
 """Gradients by the ``id`` of their parameter."""
-
-
-class LossMeter:
-    """Adds up what is differentiated within one step, on the device.
-
-    Example:
-        >>> meter = LossMeter()
-        >>> meter.add(0, torch.tensor(1.5))
-        >>> meter.add(0, torch.tensor(0.5))
-        >>> meter.of(0), meter.of(1)
-        (tensor(2.), None)
-    """
-
-    def __init__(self) -> None:
-        self._step = -1
-        self._sum: Tensor | None = None
-        self._count = 0
-        self._divided_by = 1
-
-    def add(self, step: int, loss: Tensor, *, scale: Tensor | None = None, divided_by: int = 1) -> None:
-        """Add a loss about to be differentiated.
-
-        Args:
-            step: The step it belongs to.
-            loss: Of any shape; a vector counts by its mean.
-            scale: The factor it was multiplied by, if any.
-            divided_by: The length of the accumulation window, by which Lightning divides each loss of it.
-        """
-        plain = values(loss).mean() * _summands(loss)
-        if scale is not None:
-            plain = plain / scale.to(plain.device)
-        if self._sum is None or step != self._step:
-            self._sum, self._count = plain, 0
-        else:
-            self._sum = self._sum + plain
-        self._step, self._count, self._divided_by = step, self._count + 1, divided_by
-
-    def of(self, step: int) -> Tensor | None:
-        """Return the loss of ``step`` so far, a scalar, if anything was differentiated in it.
-
-        The losses of an accumulation window give their mean, also in a window that is cut short by the epoch's end;
-        without accumulation several losses of one step give their sum.
-        """
-        if self._sum is None or step != self._step:
-            return None
-        return self._sum if self._divided_by == 1 else self._sum * (self._divided_by / self._count)
-
-
-def _summands(loss: Tensor) -> int:
-    """Return of how many summands on as many processes a distributed loss is the sum; their mean is taken later."""
-    sizes = getattr(getattr(loss, "device_mesh", None), "shape", ())
-    pending = [getattr(p, "reduce_op", "") == "sum" for p in getattr(loss, "placements", ())]
-    return math.prod(size for size, is_sum in zip(sizes, pending, strict=True) if is_sum)
 
 
 class GradientRecorder:
@@ -177,13 +84,21 @@ class GradientRecorder:
         self._dtype = stats.precise(held[0]) if held else torch.float64
         self._clipping = clipping
         device, blocks = held[0].device if held else device or torch.device("cpu"), 2 if clipping else 1
-        self._loss_column = blocks * len(self.parameters)
-        self._ring = Ring(rows, self._loss_column + 1, device, self._dtype)
+        self._loss_column, self._stale_column = blocks * len(self.parameters), blocks * len(self.parameters) + 1
+        self._ring = Ring(rows, self._loss_column + 2, device, self._dtype)
+        self._host: dict[int, tuple[float, float]] = {}
+        self._units, self._clearing = UnitMeter(self.parameters, held, device), ClearingMeter()
+        self._replicas, self._snapshots = ReplicaMeter(), 0
         self._weights = reduce.replication_weights(held, [p.numel for p in self.parameters]) if sharded else None
         self._snapshot: SnapshotMeter | None = None
         self._strangers: dict[int, Tensor] = {}
         self._last_step: dict[int, int] = {}
         self._cached: dict[tuple[int, ...], _Columns] = {}
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The name of every tensor of the module, by its ``id``."""
+        return {id(tensor): name for name, tensor in self._kept.items()}
 
     def has_room(self, step: int) -> bool:
         """Whether there is room for a step."""
@@ -203,7 +118,13 @@ class GradientRecorder:
 
     def begin_snapshot(self, step: int) -> None:
         """Measure everything of this step in full; it goes along with the next flush."""
-        self._snapshot = SnapshotMeter(step, len(self.parameters), self._ring.device, self._dtype)
+        twins = self._snapshots < _TWINS and self._weights is None
+        self._snapshot = SnapshotMeter(step, len(self.parameters), self._ring.device, self._dtype, twins=twins)
+        self._snapshots += 1
+
+    def before_backward(self) -> None:
+        """Look whether gradients have been cleared."""
+        self._clearing.before_backward()
 
     def gradients(self, optimizer: Optimizer) -> Gradients:
         """Return the gradients of an optimizer's parameters, each as this process's share of the whole.
@@ -225,6 +146,7 @@ class GradientRecorder:
         *,
         scale: Tensor | None = None,
         loss: Tensor | None = None,
+        batch: float = math.nan,
     ) -> None:
         """Measure the gradients of one optimizer's parameters; those of others may belong to another loss.
 
@@ -236,6 +158,7 @@ class GradientRecorder:
             gradients: Its ``gradients``.
             scale: The factor still in the gradients, if any.
             loss: The loss of the step so far, if it is known.
+            batch: The place of its last batch in the epoch.
         """
         if self._last_step.get(id(optimizer)) == step and is_lbfgs(optimizer):
             return
@@ -243,11 +166,23 @@ class GradientRecorder:
         self._ring.begin(step)  # on every process, whatever it holds, so that rows stay aligned
         columns, shares = self._readable(gradients)
         self._put(0, columns, shares, scale)
+        self._units.add(columns, shares)
+        self._note(step, optimizer, batch)
         if self._snapshot is not None:
             unscaled = shares if scale is None else [g / scale.to(g.device) for g in shares]
             self._snapshot.gradients(id(optimizer), columns, unscaled)
         if loss is not None:
             self._ring.put(self._loss_column, self._loss_column, loss)
+
+    def _note(self, step: int, optimizer: Optimizer, batch: float) -> None:
+        """Note how fast the optimizer goes, and whether its gradients were cleared."""
+        before = self._host.get(step, (math.nan, math.nan))[0]
+        self._host[step] = (float(np.fmax(learning_rate([optimizer]), before)), batch)
+        left = self._clearing.before_step(optimizer, owned(optimizer))
+        if isinstance(left, Tensor):
+            self._ring.put(self._stale_column, self._stale_column, left, keep_largest=True)
+        elif left is not None:
+            self._ring.mark(self._stale_column)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Note the weights that an optimizer is about to change, if there is a snapshot."""
@@ -264,44 +199,32 @@ class GradientRecorder:
         if self._snapshot is not None:
             self._snapshot.updates(id(optimizer), self._held(optimizer))
 
-    def send(self, notes: Mapping[str, float], *, agree: bool) -> Flight:
+    def send(self, notes: Mapping[str, float], *, agree: bool, listener: Listener | None = None) -> Flight:
         """Hand out what waits: merged over processes (a collective, if ``agree``) and on its way to the host.
 
         Args:
             notes: Numbers of this process to add up over all; the same keys everywhere.
             agree: Merge: shards into wholes, losses into their mean. Else the numbers are those of this process.
+            listener: What was heard in this process; its numbers travel along, and are not merged.
         """
         rows, due, self._snapshot = self._ring.drain(), self._snapshot, None
+        host, self._host = self._host, {}
         agree = agree and reduce.is_distributed()
         share = 1.0 / reduce.world_size() if agree else 1.0
         known, partials = self._known(rows, notes, share), self._partials(rows, share)
         if due is not None:
             partials |= self._weighted(due.partials)
         if agree:
-            partials |= self._uploaded(known)
+            partials |= self._uploaded(known) | self._slots(rows, due)
             merges: dict[str, stats.Merge] = dict.fromkeys(partials, "sum")
             partials |= reduce.exchange(self._split(partials), merges | (snapshot.merges() if due is not None else {}))
-        return Flight(rows, Parcel(partials, self._dtype), known, due.step if due is not None else None)
+        if listener is not None:
+            partials["heard"] = listener.numbers.to(self._ring.device)
+        return Flight(rows, Parcel(partials, self._dtype), known, host, due.step if due is not None else None, listener)
 
     def receive(self, flight: Flight) -> Gathered:
         """Read what was sent."""
-        found, places = {**flight.known, **flight.parcel.read()}, flight.rows.places
-        numbers, broken, measured = found["numbers"][places], found["broken"][places] > 0, found["measured"][places] > 0
-        norms, count = np.sqrt(np.where(broken, np.inf, numbers)), len(self.parameters)
-        clipped = np.where(measured, norms, np.nan)[:, count:] if self._clipping else np.full_like(norms, np.nan)
-        losses, has_loss = found["losses"][places], found["has_loss"][places] > 1 - 1e-9
-        # Where processes took different steps for the same row, its loss is that of no step.
-        has_loss &= np.abs(found["step"][places] - flight.rows.steps) < 0.5
-        step = flight.snapshot_step
-        return Gathered(
-            steps=flight.rows.steps,
-            norms=norms[:, :count],
-            measured=measured[:, :count],
-            clipped=clipped,
-            losses=np.where(has_loss, np.where(np.isfinite(losses), losses, np.inf), np.nan),
-            snapshot=None if step is None else snapshot.read(step, found, self.parameters),
-            notes={key.removeprefix("note/"): float(found[key]) for key in found if key.startswith("note/")},
-        )
+        return read(flight, self.parameters, clipping=self._clipping)
 
     def _known(self, rows: Rows, notes: Mapping[str, float], share: float) -> dict[str, NDArray[np.float64]]:
         """Lay out what the host knows; the shapes do not depend on what happened on this process."""
@@ -310,17 +233,29 @@ class GradientRecorder:
         return {
             "measured": measured[:, : self._loss_column],
             "has_loss": measured[:, self._loss_column] * share,  # a loss that one process does not know has no mean
+            "has_stale": measured[:, self._stale_column],
             "step": step * share,
             **{f"note/{key}": np.array(value, dtype=np.float64) for key, value in notes.items()},
         }
 
     def _partials(self, rows: Rows, share: float) -> dict[str, Tensor]:
         """Lay out what the device knows, in shapes that do not depend on it."""
-        numbers = rows.numbers[:, : self._loss_column]
+        numbers, dead = rows.numbers[:, : self._loss_column], self._units.dead(len(self.parameters))
         if self._weights is not None:
             numbers = numbers * self._weights.to(numbers).repeat(2 if self._clipping else 1)
+            dead = dead * self._weights.to(dead)
         broken = (~numbers.isfinite()).to(numbers)  # gradients that no one reduces may break on one process alone
-        return {"numbers": numbers, "broken": broken, "losses": rows.numbers[:, self._loss_column] * share}
+        losses, stale = rows.numbers[:, self._loss_column] * share, rows.numbers[:, self._stale_column]
+        return {"numbers": numbers, "broken": broken, "losses": losses, "stale": stale, "dead": dead}
+
+    def _slots(self, rows: Rows, due: SnapshotMeter | None) -> dict[str, Tensor]:
+        """Lay out what each process has for itself: whether its loss broke, and its copy of the weights."""
+        steps = np.zeros(len(rows.measured))
+        steps[rows.places] = rows.steps
+        slots = self._replicas.losses(rows.numbers[:, self._loss_column], upload(steps, self._ring.like))
+        if due is not None and self._weights is None:
+            slots |= self._replicas.weights(due.partials["weight/sum_sq"])
+        return slots
 
     def _uploaded(self, known: Mapping[str, NDArray[np.float64]]) -> dict[str, Tensor]:
         packed = upload(np.concatenate([part.reshape(-1) for part in known.values()]), self._ring.like)

@@ -35,6 +35,11 @@ def world_size() -> int:
     return dist.get_world_size() if is_distributed() else 1
 
 
+def rank() -> int:
+    """Return which of them this process is."""
+    return dist.get_rank() if is_distributed() else 0
+
+
 def anyone(flag: bool, device: torch.device) -> bool:
     """Return whether ``flag`` is true on any process; one all-reduce, one read."""
     if not is_distributed():

@@ -98,6 +98,10 @@ class Ring:
         self._numbers[row, device] = torch.maximum(self._numbers[row, device], numbers) if keep_largest else numbers
         self._measured[row, host] = True
 
+    def mark(self, column: int) -> None:
+        """Note that a number of the row begun last is known to be 0, if it is not more already."""
+        self._measured[self._row, column] = True
+
     def drain(self) -> Rows:
         """Hand out what it holds and start anew."""
         steps = sorted(self._places)

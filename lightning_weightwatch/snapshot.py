@@ -37,6 +37,8 @@ UNITS = {
     "weight_norm": "l2 norm of the weight before the step",
     "update_norm": "l2 norm of what the step changed",
     "update_ratio": "update norm over weight norm",
+    "update_zero_share": "share of elements that the step left as they were, 0 to 1",
+    "twin_rows": "share of rows (output units) that equal another one in weight and in gradient, 0 to 1",
 }
 
 
@@ -44,7 +46,8 @@ def merges() -> dict[str, stats.Merge]:
     """Return how each partial of a snapshot is merged over processes."""
     gradient = {f"gradient/{key}": merge for key, merge in stats.merges(_GRADIENT).items()}
     flags: dict[str, stats.Merge] = dict.fromkeys(("gradient", "weight", "update"), "sum")
-    return {**gradient, **flags, "weight/sum_sq": "sum", "update/sum_sq": "sum"}
+    kept = ("weight/sum_sq", "update/sum_sq", "update/zeros", "update/elements", "twins", "twins/rows")
+    return {**gradient, **flags, **dict.fromkeys(kept, "sum")}
 
 
 class SnapshotMeter:
@@ -55,10 +58,14 @@ class SnapshotMeter:
         columns: The number of parameters.
         device: Where the tensors are.
         dtype: The type of the partials.
+        twins: Also count rows that equal one another.
     """
 
-    def __init__(self, step: int, columns: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, step: int, columns: int, device: torch.device, dtype: torch.dtype, *, twins: bool = False
+    ) -> None:
         self.step = step
+        self._twins: dict[int, Tensor] | None = {} if twins else None
         self.partials = {
             key: torch.full((columns,), _EMPTY[merge], device=device, dtype=dtype) for key, merge in merges().items()
         }
@@ -72,12 +79,15 @@ class SnapshotMeter:
             for key, part in stats.measure(_GRADIENT, gradients).items():
                 self._put(f"gradient/{key}", columns, part)
             self._mark("gradient", columns)
+            if self._twins is not None:
+                self._twins |= {i: fingerprints(g) for i, g in zip(columns, gradients, strict=True) if g.dim() > 1}
 
     def weights(self, optimizer: int, columns: Sequence[int], weights: Sequence[Tensor]) -> None:
         """Measure weights that are about to be stepped, and keep a copy of them until they are."""
         if self._first("weight", optimizer) and columns:
             self._put("weight/sum_sq", columns, norm.measure(weights)["sum_sq"])
             self._mark("weight", columns)
+            self._count_twins(columns, weights)
             try:
                 self._before[optimizer] = (list(columns), [w.clone() for w in weights])
             except torch.cuda.OutOfMemoryError:  # a run that just fits must not end for our copy
@@ -93,13 +103,28 @@ class SnapshotMeter:
         columns, before = self._before.pop(optimizer, ([], []))
         kept = [(i, old) for i, old in zip(columns, before, strict=True) if i in weights]
         kept = [(i, old) for i, old in kept if weights[i].shape == old.shape]
+        squares, zeros = [], []
         try:  # one at a time: all differences at once would be another copy of the model
-            squares = [norm.measure([_difference(weights[i], old)])["sum_sq"] for i, old in kept]
+            for i, old in kept:
+                change = _difference(weights[i], old)
+                squares.append(norm.measure([change])["sum_sq"])
+                zeros.append(change.numel() - torch.count_nonzero(change))
         except torch.cuda.OutOfMemoryError:
             return
         if squares:
             self._put("update/sum_sq", [i for i, _ in kept], torch.cat(squares))
+            self._put("update/zeros", [i for i, _ in kept], torch.stack(zeros))
+            self._put("update/elements", [i for i, _ in kept], upload([float(o.numel()) for _, o in kept], squares[0]))
             self._mark("update", [i for i, _ in kept])
+
+    def _count_twins(self, columns: Sequence[int], weights: Sequence[Tensor]) -> None:
+        prints = self._twins or {}
+        pairs = [(i, w) for i, w in zip(columns, weights, strict=True) if i in prints and w.dim() > 1 and len(w) > 1]
+        known = [(i, w) for i, w in pairs if len(prints[i]) == len(w)]
+        if known:
+            columns = [i for i, _ in known]
+            self._put("twins", columns, torch.stack([twins(fingerprints(w), prints[i]) for i, w in known]))
+            self._put("twins/rows", columns, upload([float(len(w)) for _, w in known], self.partials["twins"]))
 
     def _first(self, what: str, optimizer: int) -> bool:
         """Whether it is the first time; an optimizer may step several times within one step."""
@@ -137,6 +162,10 @@ def read(step: int, partials: Mapping[str, NDArray[np.float64]], parameters: Seq
     positive = np.where(out["weight_norm"] > 0, out["weight_norm"], np.nan)
     with np.errstate(invalid="ignore"):
         out["update_ratio"] = np.where(np.isinf(out["update_norm"]), np.inf, out["update_norm"] / positive)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = partials["update/zeros"] / partials["update/elements"]
+        out["twin_rows"] = partials["twins"] / partials["twins/rows"]
+    out["update_zero_share"] = np.where(partials["update"] > 0, shares, np.nan)
     names = tuple(p.name for p in parameters)
     return Snapshot(step, names, {name: np.asarray(out[name], dtype=np.float64) for name in UNITS})
 
@@ -156,3 +185,37 @@ def _difference(now: Tensor, before: Tensor) -> Tensor:
     """Return the change; half precision would round it."""
     now = values(now)
     return now - before if now.element_size() >= 4 else now.float() - before.float()
+
+
+def fingerprints(matrix: Tensor) -> Tensor:
+    """Return a number for each row (output unit) that equal rows share: its product with one fixed vector.
+
+    Shape ``[rows]``, float32. The vector is irregular, so that rows with the same sum do not pass for equal.
+    """
+    rows = matrix.detach().reshape(len(matrix), -1).float()
+    places = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=torch.float32)
+    return rows @ torch.cos(places.square() * 0.7345)
+
+
+def twins(weights: Tensor, gradients: Tensor) -> Tensor:
+    """Return how many rows equal another row in weight and in gradient, which is not zero; a scalar.
+
+    Args:
+        weights: The ``fingerprints`` of a weight.
+        gradients: Those of its gradient.
+
+    Such units are copies of one another and stay so: they receive the same step. Two equal rows of a layer may still
+    be told apart by what follows; then their gradients differ.
+    """
+    order = gradients.argsort()
+    order = order[weights[order].argsort(stable=True)]  # of equal weights those of equal gradients stand together
+    w, g = weights[order], gradients[order]
+    near = _is_near(w[1:], w[:-1], 1e-5) & _is_near(g[1:], g[:-1], 1e-4)
+    near &= (g[1:].abs() > 0) & (g[:-1].abs() > 0)
+    edge = near.new_zeros(1)
+    return (torch.cat([near, edge]) | torch.cat([edge, near])).sum()
+
+
+def _is_near(a: Tensor, b: Tensor, tolerance: float) -> Tensor:
+    """Whether they are equal but for rounding: relative to themselves, as of many rows most may be small."""
+    return (a - b).abs() <= tolerance * torch.maximum(a.abs(), b.abs())

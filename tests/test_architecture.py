@@ -15,9 +15,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TIERS = [
     {"__init__", "cli"},
     {"callbacks"},
-    {"audit", "recorder", "counter", "accumulators"},
-    {"snapshot"},
-    {"sinks", "rules", "advice", "parameters", "seeding"},
+    {"audit", "recorder", "counter", "accumulators", "activations"},
+    {"flight"},
+    {"listening"},
+    {"snapshot", "meters", "replay", "places", "probe"},
+    {"sinks", "rules", "advice", "parameters", "structure", "seeding"},
     {"figures", "evidence", "theory", "stats", "reduce", "ring", "parcel"},
     {"_arguments", "_folder", "_version", "errors"},
 ]

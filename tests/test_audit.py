@@ -397,3 +397,44 @@ def test_a_model_without_parameters():
     report = audit_init(nn.ReLU())
     assert (report.parameters, report.headline) == ((), "Initial weights of 0 parameters: none")
     assert str(report)
+
+
+def test_what_only_whole_tensors_tell_goes_along_until_it_is_merged():
+    model = nn.LSTM(16, 16)
+    for block in model.weight_hh_l0.data.chunk(4):
+        nn.init.orthogonal_(block)
+    parameters = describe(model)
+    measured = measure(parameters, named_tensors(model))
+    assert measured.keys() == stats.merges(["moments", "extremes"]).keys()
+    whole, merged = (judge(parameters, readouts(parameters, partials)) for partials in (measured, dict(measured)))
+    (hidden,) = [p for p in whole.parameters if p.name == "weight_hh_l0"]
+    assert (hidden.scheme, hidden.reason) == ("orthogonal, per gate", "drawn from orthogonal, per gate")
+    (hidden,) = [p for p in merged.parameters if p.name == "weight_hh_l0"]
+    assert hidden.scheme == "Xavier normal (per gate) or 4 others"  # they have the spread of an orthogonal gate
+    assert hidden.reason.endswith("; its rows were not compared, because no process holds all of it")
+
+
+def test_a_part_of_a_matrix_is_not_taken_for_a_matrix():
+    model = nn.Linear(64, 64)
+    nn.init.orthogonal_(model.weight)
+    parameters = describe(model)
+    found = readouts(parameters, measure(parameters, {n: t[:32] for n, t in named_tensors(model).items()}))
+    assert "cosine" not in found["weight"]
+
+
+def test_the_reason_says_how_exactly_the_elements_tell_candidates_apart():
+    model = nn.Conv2d(3, 16, 3)
+    nn.init.xavier_uniform_(model.weight)
+    p = only(model, "weight")
+    assert p.scheme == "Xavier uniform or PyTorch default (uniform ±1/sqrt(fan_in))"
+    assert p.expected_std == pytest.approx(np.sqrt(2 / (27 + 144)))
+    low, high = p.std * (1 - 1.96 * np.sqrt(0.8 / 4 / 432)), p.std * (1 + 1.96 * np.sqrt(0.8 / 4 / 432))
+    assert p.reason == f"drawn from {p.scheme}: 432 elements tell its std to lie within {low:.3g} and {high:.3g}"
+
+
+def test_a_bias_beside_a_tied_weight_has_its_default():
+    model = nn.Sequential(nn.Embedding(100, 8), nn.Linear(8, 100))
+    model[1].weight = model[0].weight
+    bias = only(model, "1.bias")
+    assert bias.scheme == "PyTorch default (uniform ±1/sqrt(fan_in))"
+    assert bias.expected_std == pytest.approx(1 / np.sqrt(24))

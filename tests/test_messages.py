@@ -3,15 +3,24 @@
 They read ``Who(argument=value): expected what. Remedy.``
 """
 
+import inspect
+
 import pytest
 
 from lightning_weightwatch import GradientHealthMonitor, WeightHistogramLogger, audit_init, watch
-from lightning_weightwatch.rules import Rule
+from lightning_weightwatch.rules import Rule, all_rules, dead_units
 
 MONITOR, HISTOGRAMS = GradientHealthMonitor, WeightHistogramLogger
 STEPS = "a whole number of at least 1. Use 1 to judge after every step."
 STEPS_OR_NONE = "a whole number of at least 1 or None. Use None to follow the run's length."
-ACTION = "one of 'warn', 'stop', 'raise'. Use \"warn\" to be told and train on."
+ACTION = (
+    'one of "warn", "stop", "raise", or a dict of them by severity. '
+    'Use "warn" to be told and train on, or a dict such as {"critical": "stop"}.'
+)
+IGNORE = 'Use {"gradient_spike": ["decoder.*"]}, or ["*"] to silence a rule.'
+LIMITS = 'Use {"vanishing_gradients": {"ratio": 1e-4}}.'
+NAMES = ", ".join(sorted(all_rules("training")))
+OF_DEAD_UNITS = ", ".join(list(inspect.signature(dead_units.check).parameters)[1:])
 WINDOW = "a whole number of at least 50. Use 200; rules need 50 to tell a trend from a batch."
 PATTERNS = (
     'a list of non-empty parameter name patterns. Use a list of shell-style patterns such as ["encoder.*", "*.bias"].'
@@ -27,7 +36,26 @@ REFUSED = [
     (MONITOR, "every_n_steps", 2.0, TypeError, STEPS),
     (MONITOR, "every_n_steps", True, TypeError, STEPS),
     (MONITOR, "action", "explode", ValueError, ACTION),
-    (MONITOR, "action", None, ValueError, ACTION),
+    (MONITOR, "action", None, TypeError, ACTION),
+    (MONITOR, "action", {"critical": "explode"}, ValueError, ACTION),
+    (MONITOR, "action", {"deadly": "stop"}, ValueError, ACTION),
+    (MONITOR, "on_finding", "print", TypeError, "a function of one finding, or None. Use print to see each finding."),
+    (MONITOR, "replay", "yes", TypeError, "True or False. Use True to trace NaN and Inf to a module."),
+    (MONITOR, "replay", 1, TypeError, "True or False. Use True to trace NaN and Inf to a module."),
+    (MONITOR, "ignore", ["dead_units"], TypeError, f"a dict of patterns for each rule, or None. {IGNORE}"),
+    (MONITOR, "ignore", {"dead_units": "*"}, TypeError, f"a list of patterns for dead_units. {IGNORE}"),
+    (MONITOR, "ignore", {"cold": ["*"]}, ValueError, f"names of rules ({NAMES}). There is no rule 'cold' among them."),
+    (MONITOR, "limits", 0.5, TypeError, f"a dict of limits for each rule, or None. {LIMITS}"),
+    (MONITOR, "limits", {"dead_units": 0.5}, TypeError, f"a dict of limits for each rule, or None. {LIMITS}"),
+    (MONITOR, "limits", {"cold": {}}, ValueError, f"names of rules ({NAMES}). There is no rule 'cold' among them."),
+    (MONITOR, "limits", {"dead_units": {"some": "few"}}, TypeError, f"a number for some of dead_units. {LIMITS}"),
+    (
+        MONITOR,
+        "limits",
+        {"dead_units": {"none": 0.5}},
+        ValueError,
+        f"limits of dead_units ({OF_DEAD_UNITS}). It has no 'none'.",
+    ),
     (MONITOR, "window", 10, ValueError, WINDOW),
     (MONITOR, "include", "conv*", TypeError, PATTERNS),
     (MONITOR, "include", [""], ValueError, PATTERNS),

@@ -22,7 +22,9 @@ SIGNATURES = {
     "max_overhead: 'float | None' = 0.01, prefix: 'str' = 'health') -> 'None'",
     "GradientHealthMonitor": "(*, every_n_steps: 'int' = 10, include: 'Sequence[str]' = ('*',), "
     "exclude: 'Sequence[str]' = (), rules: 'Sequence[Rule] | None' = None, "
-    "action: \"Literal['warn', 'stop', 'raise']\" = 'warn', window: 'int' = 200, "
+    "action: 'Action | Mapping[Severity, Action]' = 'warn', on_finding: 'Callable[[Finding], object] | None' = None, "
+    "ignore: 'Mapping[str, Sequence[str]] | None' = None, "
+    "limits: 'Mapping[str, Mapping[str, float]] | None' = None, replay: 'bool' = False, window: 'int' = 200, "
     "statistics_every_n_steps: 'int | None' = None, max_overhead: 'float | None' = 0.01, "
     "prefix: 'str' = 'health') -> 'None'",
     "watch": "(*, seed: 'int | None' = None) -> 'list[pl.Callback]'",

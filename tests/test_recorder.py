@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_weightwatch.meters import LossMeter
 from lightning_weightwatch.parameters import describe, named_tensors
-from lightning_weightwatch.recorder import GradientRecorder, LossMeter
+from lightning_weightwatch.recorder import GradientRecorder
 
 
 def mlp(dtype=torch.float32):

@@ -191,7 +191,7 @@ def test_of_an_optimizer_that_steps_twice_within_a_step_the_first_counts():
         step(recorder, optimizer)
         truth = truth or reference.statistics(*map(reference.array, (net.weight.grad, before, net.weight)))
     seen = taken(recorder).of("weight")
-    assert seen == {key: pytest.approx(value, rel=1e-6, abs=1e-6) for key, value in truth.items()}
+    assert seen == {key: pytest.approx(value, rel=1e-6, abs=1e-6, nan_ok=True) for key, value in truth.items()}
 
 
 def test_optimizers_do_not_get_in_each_others_way():
@@ -350,3 +350,138 @@ def test_no_tensor_of_the_model_stays_alive_after_its_step():
         counted.append(model.counted)
     assert monitor.snapshot is not None
     assert counted[0] == counted[1]
+
+
+# --- rows that are copies ---------------------------------------------------------------------------------------------
+
+
+def copies(weight, gradient):
+    """Count, pair by pair in NumPy, the rows that equal another one in weight and in a gradient that is not zero."""
+    w, g = (tensor.double().reshape(len(tensor), -1).numpy() for tensor in (weight, gradient))
+    pairs = [(i, j) for i in range(len(w)) for j in range(len(w)) if i != j]
+    return len({i for i, j in pairs if (w[i] == w[j]).all() and (g[i] == g[j]).all() and g[i].any()})
+
+
+def counted(weight, gradient):
+    return int(snapshot.twins(snapshot.fingerprints(weight), snapshot.fingerprints(gradient)))
+
+
+def doubled(rows, *pairs):
+    """Return random rows in which the second of each pair is a copy of the first."""
+    out = normal(rows, 6)
+    for first, second in pairs:
+        out[second] = out[first]
+    return out
+
+
+TWINS = {
+    "none": (normal(8, 6), normal(8, 5)),
+    "a pair": (doubled(8, (1, 5)), doubled(8, (1, 5))),
+    "three of a kind and a pair": (doubled(8, (1, 5), (1, 6), (2, 3)), doubled(8, (1, 5), (1, 6), (2, 3))),
+    "equal weights, other gradients": (doubled(8, (1, 5)), normal(8, 6)),
+    "equal gradients, other weights": (normal(8, 6), doubled(8, (1, 5))),
+    "of equal weights some equal gradients": (torch.ones(6, 6), doubled(6, (0, 3), (1, 5))),
+    "all the same": (torch.full((7, 3), 0.1), torch.full((7, 3), -2.0)),
+    "zeros with gradients of their own": (torch.zeros(7, 3), normal(7, 3)),
+    "zeros with equal gradients": (torch.zeros(7, 3), torch.ones(7, 3)),
+    "without a gradient": (torch.ones(7, 3), torch.zeros(7, 3)),
+    "the same sums": (torch.tensor([[1.0, 2, 3], [3, 2, 1], [2, 2, 2]]), torch.ones(3, 3)),
+    "opposite rows": (torch.tensor([[1.0, 2], [-1, -2]]), torch.tensor([[1.0, 2], [-1, -2]])),
+    "kernels": (torch.ones(4, 2, 3, 3), torch.ones(4, 2, 3, 3)),
+    "a last digit apart": (torch.tensor([[1.0], [1.001]]), torch.ones(2, 1)),
+    "two": (torch.ones(2, 1), torch.ones(2, 1)),
+    "one": (torch.ones(1, 4), torch.ones(1, 4)),
+    "half precision": (torch.full((5, 4), 0.1).bfloat16(), torch.full((5, 4), 0.3).bfloat16()),
+    "some NaN": (doubled(8, (1, 5)), doubled(8, (1, 5)).index_fill(0, torch.tensor([2]), math.nan)),
+    "tiny and huge": (doubled(8, (1, 5)) * 1e-20, doubled(8, (1, 5)) * 1e20),
+}
+
+
+@pytest.mark.parametrize("case", TWINS)
+def test_copies_are_counted_as_numpy_counts_them_pair_by_pair(case):
+    weight, gradient = TWINS[case]
+    assert counted(weight, gradient) == copies(weight, gradient)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_among_many_rows_none_passes_for_a_copy_because_one_of_them_is_large(scale):
+    """A large vocabulary: of rows that lie close to one another, one in five was taken for a copy."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(60_000, 8, generator=generator)
+    gradient = torch.randn(60_000, 8, generator=generator) * scale
+    gradient[7] = 1.0
+    assert counted(weight, gradient) <= 6
+
+
+@pytest.mark.parametrize("width", [3, 16, 33, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_units_of_a_network_that_begin_equal_are_copies_in_spite_of_rounding(width, dtype):
+    """Sums over a batch are taken in another order for the last rows of a block."""
+    net = nn.Sequential(nn.Linear(7, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 3)).to(
+        dtype
+    )
+    for parameter in net.parameters():
+        nn.init.constant_(parameter, 0.1)
+    x = normal(37, 7).to(dtype)
+    nn.functional.mse_loss(net(x), x[:, :3]).backward()
+    recorder = recorder_of(net)
+    step(recorder, torch.optim.SGD(net.parameters(), lr=0.1))
+    shares = taken(recorder).column("twin_rows")
+    assert {"0.weight": 1.0, "2.weight": 1.0}.items() <= shares.items()
+    assert shares.keys() == {"0.weight", "2.weight", "4.weight"}
+    assert shares["4.weight"] == 0  # each output has a target of its own
+
+
+def test_a_network_that_begins_at_random_has_no_copies():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 9, 3), nn.ReLU(), nn.Flatten(), nn.Linear(81, 50), nn.Linear(50, 1))
+    net(normal(6, 2, 5, 5)).square().sum().backward()
+    recorder = recorder_of(net)
+    step(recorder, torch.optim.Adam(net.parameters()))
+    assert taken(recorder).column("twin_rows") == {"0.weight": 0.0, "3.weight": 0.0}  # a single row has no other
+
+
+def test_copies_are_counted_in_the_first_two_snapshots_only():
+    net = nn.Linear(3, 4)
+    recorder, optimizer = recorder_of(net), torch.optim.SGD(net.parameters(), lr=0.1)
+    seen = []
+    for i in range(3):
+        if i:
+            recorder.begin_snapshot(0)
+        net(normal(5, 3)).square().sum().backward()
+        step(recorder, optimizer)
+        seen.append(taken(recorder).column("twin_rows"))
+    assert seen == [{"weight": 0.0}, {"weight": 0.0}, {}]
+
+
+# --- elements that a step leaves as they were -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate", "share"),
+    [
+        (torch.float32, 1e-3, 0.25),
+        (torch.float32, 0.0, 1.0),
+        (torch.float32, 1e-9, 1.0),
+        (torch.bfloat16, 1e-3, 1.0),
+        (torch.bfloat16, 1e-2, 0.25),
+        (torch.float64, 1e-9, 0.25),
+    ],
+    ids=str,
+)
+def test_elements_that_a_step_leaves_unchanged_are_counted(dtype, rate, share):
+    """What is too small for a precision is lost: there is nothing between 1 and 1.0078 in eight bits."""
+    net = nn.Linear(4, 1, bias=False).to(dtype)
+    nn.init.ones_(net.weight)
+    net.weight.grad = torch.tensor([[1.0, -1.0, 0.0, 1.0]], dtype=dtype)
+    recorder = recorder_of(net)
+    step(recorder, torch.optim.SGD(net.parameters(), lr=rate))
+    assert taken(recorder).of("weight")["update_zero_share"] == share
+
+
+def test_an_update_of_nan_is_a_change():
+    net = nn.Linear(2, 1, bias=False)
+    net.weight.grad = torch.tensor([[math.nan, 0.0]])
+    recorder = recorder_of(net)
+    step(recorder, torch.optim.SGD(net.parameters(), lr=0.1))
+    assert taken(recorder).of("weight")["update_zero_share"] == 0.5

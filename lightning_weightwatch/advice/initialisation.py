@@ -18,5 +18,21 @@ REMEDY = Remedy(
             "Draw weight matrices at random: units that begin equal stay equal, as all receive the same gradient."
         ),
         "non_finite_weights": "Load or draw the weights again and check them with audit_init(model) before training.",
+        "symmetric_units": (
+            "Draw the weights of every layer at random (reset_parameters()), as copies never part by training."
+        ),
+        "zero_blocked_signal": (
+            "Begin at most one matrix of a chain at zero, and one of LoRA's two; draw the others at random, and see "
+            "that an optimizer holds the one that is zero."
+        ),
+        "dead_units": (
+            "If they were dead from the first step, use nn.init.kaiming_normal_(weight, nonlinearity='relu') with "
+            "biases at 0."
+        ),
+        "saturated_units": (
+            "Draw weights with a smaller gain (nn.init.xavier_normal_(weight, gain=5/3) before tanh, gain=1 before "
+            "sigmoid)."
+        ),
+        "layer_scale_outlier": "Initialise the layer as its peers are, and check it with audit_init(model).",
     },
 )

@@ -18,6 +18,7 @@ from lightning_weightwatch.rules import Finding, depth_profile, first_cause
 from lightning_weightwatch.sinks import Sinks
 from lightning_weightwatch.sinks.tables import escape, markdown_table
 
+_URGENT = 3  # pictures that are drawn for news: of ten in all TensorBoard keeps every one
 _TABLED = 300  # parameters; a longer table takes a browser seconds
 BAND = 2.0  # decades around the median layer; healthy depth profiles stayed within 1.8
 _FLOOR = -12.0  # log10 of a norm of zero is drawn here; a deeper floor would squeeze the axis
@@ -44,7 +45,7 @@ class GradientPage:
         self._scalars = Cadence(points=1000, least=every_n_steps, planned=planned)
         self._details = Cadence(points=100, least=every_n_steps, planned=planned)
         self._tables = Cadence(points=9, least=every_n_steps, planned=planned)
-        self._pictures = Cadence(points=9, least=5 * every_n_steps, planned=planned)
+        self._pictures = Cadence(points=7, least=5 * every_n_steps, planned=planned)
         self._peaks: Floats = np.full(len(evidence.parameters), np.nan)
         self._peak = np.nan
         self._broken = np.zeros(len(evidence.parameters), dtype=bool)
@@ -53,6 +54,7 @@ class GradientPage:
         self._tabled: Snapshot | None = None
         self.overhead = np.nan  # the share of the time, told by whoever measures it
         self._told: set[str] = set()
+        self._urgent = _URGENT
 
     def remember(self, steps: int) -> None:
         """Take the last ``steps`` steps of the evidence into the history and the running maxima."""
@@ -86,6 +88,8 @@ class GradientPage:
             attempt("Logging statistics", lambda: self._show_statistics(step), self._told)
         if news:
             attempt("Logging findings", lambda: self._show_findings(findings, step), self._told)
+        news = news and self._urgent > 0
+        self._urgent -= news
         if self._pictures.due(step) or last or news:
             attempt("Drawing the health report", lambda: self._draw(findings, step), self._told)
         if last or news:
@@ -188,6 +192,8 @@ def _section(finding: Finding) -> str:
         escape(finding.saw),
         f"*Try first:* {escape(finding.try_first)}",
     ]
+    if finding.because_of:
+        lines.append(f"*Taken for a symptom of* {escape(finding.because_of)}")
     if finding.parameters:
         lines.append(f"*Parameters:* {escape(', '.join(finding.parameters))}")
     return "\n\n".join(lines)

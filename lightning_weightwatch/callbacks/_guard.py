@@ -86,7 +86,7 @@ def settle(callback: Any) -> None:
         _report(type(callback).__name__, callback.failure, "It is switched off.")
 
 
-def attempt(what: str, act: Callable[[], None], told: set[str]) -> None:
+def attempt(what: str, act: Callable[[], object], told: set[str]) -> None:
     """Show something; if it cannot be shown, say so once (``told`` remembers) and go on."""
     try:
         act()

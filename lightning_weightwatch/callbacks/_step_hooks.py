@@ -41,6 +41,11 @@ class StepHooks:
                 handles.append(optimizer.register_step_pre_hook(_Hook(self._enter)))
                 handles.append(optimizer.register_step_post_hook(_Hook(self._leave)))
 
+    @property
+    def watched(self) -> list[Optimizer]:
+        """The optimizers that are watched."""
+        return list(self._handles)
+
     def settle(self) -> None:
         """Take it that no optimizer is within a step: one that raised was never left."""
         self._depth.clear()

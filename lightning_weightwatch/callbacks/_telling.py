@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,13 @@ from lightning_weightwatch.rules import Finding, listed
 from lightning_weightwatch.sinks import files
 
 
-def tell_findings(trainer: pl.Trainer, news: Sequence[Finding], folder: Path | None, unwritten: set[str]) -> None:
+def tell_findings(
+    trainer: pl.Trainer,
+    news: Sequence[Finding],
+    folder: Path | None,
+    unwritten: set[str],
+    on_finding: Callable[[Finding], object] | None,
+) -> None:
     """Write findings to their file, and print those that are warnings or worse.
 
     Args:
@@ -25,10 +31,13 @@ def tell_findings(trainer: pl.Trainer, news: Sequence[Finding], folder: Path | N
         news: What was found.
         folder: Where files lie, if anywhere.
         unwritten: Remembers what could not be written, so that it is said once.
+        on_finding: The user's own function, called with each.
     """
     for finding in news:
         # One process does this, so a failure must not switch it off: the others would wait at the next meeting.
         attempt("Writing a finding", partial(_write, trainer, finding, folder), unwritten)
+        if on_finding is not None:
+            attempt("Calling on_finding", partial(on_finding, finding), unwritten)
         if finding.severity != "info":
             _trainer.tell(trainer, f"weightwatch: {finding}")
 

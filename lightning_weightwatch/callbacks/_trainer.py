@@ -6,6 +6,7 @@ trees whose classes are not instances of one another, and a callback of one runs
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -110,6 +111,18 @@ def planned_steps(trainer: Any) -> int | None:
     return int(planned) if planned != float("inf") and planned > 0 else None
 
 
+def validation_loss(trainer: Any) -> tuple[float, str] | None:
+    """Return the loss of a validation that has just ended, and its name; ``None`` where none was logged."""
+    # The public ``callback_metrics`` reduces over processes when it is looked at; this is what was reduced last.
+    known = getattr(trainer._logger_connector, "_callback_metrics", {})  # noqa: SLF001
+    metrics = {} if trainer.sanity_checking else known
+    names = [name for name in metrics if _is_validation_loss(name)]
+    if not names:
+        return None
+    name = min(names, key=lambda name: (len(name), name))
+    return float(metrics[name]), name
+
+
 def has_grad_scaler(trainer: Any) -> bool:
     """Whether steps with non-finite gradients are skipped by a GradScaler, which is how it finds its scale."""
     return bool(getattr(getattr(trainer.precision_plugin, "scaler", None), "_enabled", False))
@@ -133,6 +146,12 @@ def gradient_scale(trainer: Any, optimizer: Any) -> Tensor | None:
     states = getattr(getattr(trainer.precision_plugin, "scaler", None), "_per_optimizer_states", {})
     stage = states.get(id(optimizer), {}).get("stage")
     return None if getattr(stage, "name", "") == "UNSCALED" else loss_scale(trainer)
+
+
+def _is_validation_loss(name: str) -> bool:
+    """Whether a name says so: ``val_loss`` and ``lossValid`` do, ``value_loss`` and ``train/interval_loss`` do not."""
+    words = re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    return any(word.endswith("loss") for word in words) and bool({"val", "eval", "valid", "validation"} & set(words))
 
 
 def _printable(text: str) -> str:

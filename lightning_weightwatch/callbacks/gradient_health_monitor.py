@@ -1,4 +1,4 @@
-"""Watch every parameter's gradient while a model trains, and say when it turns unhealthy.
+"""Watch a model while it trains, and say when it turns unhealthy: which layer, since when, why.
 
 This file decides when to look and whom to tell. What is gathered lies in ``recorder``, what it means in ``rules``, what
 is shown in ``_gradient_page``.
@@ -6,9 +6,9 @@ is shown in ``_gradient_page``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor
@@ -16,31 +16,33 @@ from torch.optim import Optimizer
 
 from lightning_weightwatch import _arguments, reduce
 from lightning_weightwatch.callbacks import _trainer
-from lightning_weightwatch.callbacks._cadence import Cadence
+from lightning_weightwatch.callbacks._acting import Action, act, checked_action
 from lightning_weightwatch.callbacks._governor import Governor, timed
-from lightning_weightwatch.callbacks._gradient_fit import GradientFit
+from lightning_weightwatch.callbacks._gradient_fit import GradientFit, Plan
 from lightning_weightwatch.callbacks._guard import deferred, guarded, meeting, settle
-from lightning_weightwatch.callbacks._judgement import Judgement, checked
+from lightning_weightwatch.callbacks._judgement import Judgement, checked, ignored, with_limits
+from lightning_weightwatch.callbacks._state import packed
 from lightning_weightwatch.callbacks._step_hooks import StepHooks
 from lightning_weightwatch.callbacks._telling import tell_findings, tell_unmeasured
 from lightning_weightwatch.errors import UnhealthyRunError
 from lightning_weightwatch.evidence import Snapshot
-from lightning_weightwatch.parameters import ForwardOrder, describe, named_tensors
-from lightning_weightwatch.recorder import Gathered, GradientRecorder, Gradients
-from lightning_weightwatch.rules import Finding, Rule, first_cause
+from lightning_weightwatch.flight import Gathered
+from lightning_weightwatch.parameters import describe, named_tensors
+from lightning_weightwatch.recorder import Gradients
+from lightning_weightwatch.rules import Finding, Rule, Severity, first_cause
 from lightning_weightwatch.sinks import files
 
 _ME = "GradientHealthMonitor"
-_SNAPSHOTS = 200  # full statistics in a run
 _HIDDEN = "weightwatch: gradients not measured: {} hides them."
 
 
 class GradientHealthMonitor(pl.Callback):
-    """Measure every parameter's gradient on every step and report illnesses.
+    """Measure every parameter's gradient on every step, and more on few steps, and report illnesses.
 
     Gradients are read where they are true: over the full accumulation window, reduced over ranks, unscaled and not yet
     clipped (under manual optimization every hook comes after the user's own clipping). Nothing waits for the device
-    between two flushes. An optimizer that is stepped without Lightning is measured by its own step hook.
+    between two flushes. An optimizer that is stepped without Lightning is measured by its own step hook. On few steps
+    the forward pass is listened to (activations, loss functions, inputs), unless modules are compiled.
 
     What is logged, to every logger of the Trainer unless it says TensorBoard:
 
@@ -75,10 +77,16 @@ class GradientHealthMonitor(pl.Callback):
         exclude: Of those, leave out the ones that match one of these.
         rules: The rules to judge by; all of ``lightning_weightwatch.rules`` if not given.
         action: What a critical finding does: ``"warn"`` tells only, ``"stop"`` ends the fit in good order,
-            ``"raise"`` raises ``UnhealthyRunError``; on all ranks alike.
+            ``"raise"`` raises ``UnhealthyRunError``; on all ranks alike. Or a dict of these by severity.
+        on_finding: Called with each new finding, on every process that has it.
+        ignore: For each rule, patterns of parameters that it does not speak of; ``["*"]`` silences the rule.
+        limits: For each rule, limits that replace its own; they stand on the rule's page.
+        replay: When gradients or the loss are not finite, run that batch again with every module checked, before the
+            weights have moved, and say where it begins and whether it can be reproduced. Waits for the device once in
+            every step.
         window: Steps that rules look back on.
         statistics_every_n_steps: Take full statistics (``snapshot``) so often, at the flush that follows; ``None``
-            takes the Trainer's ``log_every_n_steps``, but at most 200 in a run.
+            takes the first five flushes and then the Trainer's ``log_every_n_steps``, but at most 200 in a run.
         max_overhead: The largest share of the training time that watching may take. Above it, once the excess has
             come to 5 seconds, only every second, fourth... step is measured, on all ranks alike, and it says so.
             ``None`` keeps the cadence fixed, and the log reproducible.
@@ -101,7 +109,11 @@ class GradientHealthMonitor(pl.Callback):
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         rules: Sequence[Rule] | None = None,
-        action: Literal["warn", "stop", "raise"] = "warn",
+        action: Action | Mapping[Severity, Action] = "warn",
+        on_finding: Callable[[Finding], object] | None = None,
+        ignore: Mapping[str, Sequence[str]] | None = None,
+        limits: Mapping[str, Mapping[str, float]] | None = None,
+        replay: bool = False,
         window: int = 200,
         statistics_every_n_steps: int | None = None,
         max_overhead: float | None = 0.01,
@@ -113,10 +125,11 @@ class GradientHealthMonitor(pl.Callback):
         )
         self.include = _arguments.patterns(_ME, "include", include)
         self.exclude = _arguments.patterns(_ME, "exclude", exclude)
-        self.rules = checked(_ME, rules)
-        self.action = _arguments.choice(
-            _ME, "action", action, ("warn", "stop", "raise"), 'Use "warn" to be told and train on.'
-        )
+        self.rules = with_limits(_ME, checked(_ME, rules), limits)
+        self.ignore = ignored(_ME, self.rules, ignore)
+        self.actions = checked_action(_ME, action)
+        self.on_finding = _arguments.function(_ME, "on_finding", on_finding, "Use print to see each finding.")
+        self.replay = _arguments.flag(_ME, "replay", replay, "Use True to trace NaN and Inf to a module.")
         self.window = _arguments.whole_number(
             _ME, "window", window, least=50, remedy="Use 200; rules need 50 to tell a trend from a batch."
         )
@@ -130,9 +143,9 @@ class GradientHealthMonitor(pl.Callback):
         self.prefix = _arguments.tag_prefix(_ME, "prefix", prefix)
         self.broken = False
         self.failure: Exception | None = None
-        self._judgement = Judgement(self.rules)
+        self._judgement = Judgement(self.rules, self.ignore)
         self._unwritten: set[str] = set()
-        self._first_losses: list[float] = []
+        self._remembered: dict[str, Any] = {}
         self._snapshot: Snapshot | None = None
         self._fit = GradientFit()
 
@@ -161,53 +174,52 @@ class GradientHealthMonitor(pl.Callback):
         return self._generate_state_key(prefix=self.prefix)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was told, so that a resumed run does not tell it again, and the losses it is held against."""
+        """Return what was told, so that a resumed run does not tell it again, and the history it is held against."""
         memory = self._fit.memory
-        losses = memory.evidence.first_losses if memory else self._first_losses
-        return self._judgement.state_dict() | {"first_losses": list(losses)}
+        remembered = packed(memory.evidence.state_dict()) if memory else self._remembered
+        return self._judgement.state_dict() | {"evidence": remembered}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what the earlier run told."""
+        """Take over what the earlier run told and remembered."""
         self._judgement.load_state_dict(state_dict)
-        self._first_losses = list(state_dict.get("first_losses", []))
+        self._remembered = dict(state_dict.get("evidence", {}))
 
     @deferred
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin anew, and note whole shapes before a strategy cuts them."""
         if stage == "fit":
-            often = min(self.every_n_steps, self.window // 2)  # what no window holds would never be judged
-            self._fit = GradientFit(whole=describe(pl_module), flush_every=often, governor=Governor(self.max_overhead))
-            self._judgement, self._first_losses, self._snapshot = Judgement(self.rules), [], None
+            plan = Plan(self.every_n_steps, self.window, self.statistics_every_n_steps, self.prefix, self.replay)
+            self._fit = GradientFit(plan, whole=describe(pl_module), governor=Governor(self.max_overhead))
+            self._judgement, self._remembered, self._snapshot = Judgement(self.rules, self.ignore), {}, None
 
     @guarded
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Ask where to log, and how gradients lie on the processes."""
         fit = self._fit
-        fit.kind = _trainer.strategy_kind(trainer)
-        fit.folder = _trainer.evidence_folder(trainer)
-        fit.flushed, fit.optimizers = _trainer.log_step(trainer), len(trainer.optimizers)
-        fit.automatic, fit.clipping = pl_module.automatic_optimization, _trainer.clips(trainer, pl_module)
-        fit.governor.take()  # what came before is no training
+        fit.begin(trainer, pl_module)
         if fit.folder is not None and fit.flushed == 0 and trainer.is_global_zero:
             files.set_aside(fit.folder / "findings.jsonl")
         if fit.kind == "hidden":
             _trainer.tell(trainer, _HIDDEN.format(type(trainer.strategy).__name__))
         else:
-            hooks = [partial(hook, trainer, pl_module) for hook in (self._before_step, self._after_step)]
-            fit.hooks = StepHooks(*hooks)
+            before, after = (partial(hook, trainer, pl_module) for hook in (self._before_step, self._after_step))
+            fit.hooks = StepHooks(before, after)
             fit.hooks.watch(*trainer.optimizers)
             self._prepare(trainer, pl_module)  # here all processes meet; one may leave out its first step
 
     @deferred
     @timed
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin to listen to the forward pass, when it is due."""
+        self._fit.begin_batch(trainer, pl_module, batch, batch_idx)
+
+    @deferred
+    @timed
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Note the loss; before the first backward pass, begin to listen for the order it reaches parameters in."""
-        if self._fit.order is None:
-            self._fit.order = ForwardOrder(named_tensors(pl_module))
-        step = _trainer.log_step(trainer)
-        if self._fit.expects(step):
-            scale = _trainer.loss_scale(trainer)
-            self._fit.losses.add(step, loss, scale=scale, divided_by=trainer.accumulate_grad_batches)
+        self._fit.before_backward(trainer, pl_module, loss)
 
     @guarded
     @timed
@@ -216,6 +228,7 @@ class GradientHealthMonitor(pl.Callback):
     ) -> None:
         """Measure this optimizer's gradients, and note the weights that it is about to change."""
         self._fit.announced.add(id(optimizer))
+        self._fit.replay_if_broken(trainer, optimizer)
         self._measure(trainer, pl_module, optimizer)
         if self._fit.automatic:  # when the step was entered, activations were there beside the copies
             self._note(self._fit.before_step, _trainer.log_step(trainer), optimizer)
@@ -244,11 +257,20 @@ class GradientHealthMonitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Read, judge and tell, when it is due."""
-        self._fit.stop_listening()  # where no optimizer steps through Lightning, nothing else would
-        self._fit.leave_steps()
+        self._fit.end_batch()
         self._land(trainer, pl_module)
         if _trainer.ends_window(trainer) and self._fit.is_due(_trainer.log_step(trainer) + 1):
             self._flush(trainer, pl_module)
+
+    @deferred
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop listening, if the epoch ended where a batch was about to begin."""
+        self._fit.ear.leave()
+
+    @deferred
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the validation loss."""
+        self._fit.note_validation(trainer)
 
     @guarded
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -262,7 +284,7 @@ class GradientHealthMonitor(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save what this process knows, and let go of the model."""
         if not isinstance(exception, UnhealthyRunError):
-            self._save(trainer)
+            self._save(trainer, pl_module)
         self._let_go()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -270,20 +292,16 @@ class GradientHealthMonitor(pl.Callback):
         self._let_go()
 
     @guarded
-    def _save(self, trainer: pl.Trainer) -> None:
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Judge what waits. Other processes may be gone, so nothing is merged; a shard alone tells nothing."""
-        recorder, flight = self._fit.recorder, self._fit.flight
-        if recorder is None or self._fit.kind == "sharded":
-            return
-        if flight is not None and (self._fit.kind == "single" or flight.parcel.landed):
-            self._learn(trainer, recorder.receive(flight))
-        self._learn(trainer, recorder.receive(recorder.send({}, agree=False)))
+        for gathered in self._fit.leftovers():
+            self._learn(trainer, pl_module, gathered)
 
     def _let_go(self) -> None:
         settle(self)
         self._fit.let_go()
         if self._fit.memory is not None:
-            self._first_losses = list(self._fit.memory.evidence.first_losses)
+            self._remembered = packed(self._fit.memory.evidence.state_dict())
         self._fit = GradientFit()
 
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -293,15 +311,8 @@ class GradientHealthMonitor(pl.Callback):
             self._flush(trainer, pl_module, wait=True)
             fit.flushed = _trainer.log_step(trainer)  # the step that is about to be measured
         chosen = meeting(self, lambda: fit.choose(trainer, pl_module, self.include, self.exclude), device)
-        tensors, rows = named_tensors(pl_module), fit.flush_every * max(fit.optimizers, 1) + 1
-        sharded, clipping = fit.kind == "sharded", fit.clipping
-        recorder = GradientRecorder(chosen, tensors, rows=rows, sharded=sharded, clipping=clipping, device=device)
-        fit.planned = reduce.largest(_trainer.planned_steps(trainer) or 0, device) or None
-        every, least = self.statistics_every_n_steps, _trainer.log_every_n_steps(trainer)
-        spread = Cadence(points=_SNAPSHOTS, least=least, planned=fit.planned)
-        fit.statistics = Cadence.every(every) if every else spread
-        fit.recorder, fit.first_losses = recorder, self._first_losses
-        fit.memory = fit.remember_with(trainer, self.window, self.prefix, self.every_n_steps) if fit.memory else None
+        planned = reduce.largest(_trainer.planned_steps(trainer) or 0, device) or None
+        fit.watch(trainer, pl_module, chosen, planned, self._remembered)
 
     def _cover(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> bool:
         """See to it that an optimizer's parameters are watched; say whether this step of it is measured."""
@@ -345,7 +356,7 @@ class GradientHealthMonitor(pl.Callback):
             own, whole = fit.governor.take() if trainer.is_global_zero else (0.0, 0.0)  # the rank that also draws
             notes = {"failed": float(self.failure is not None), "own": own, "whole": whole}
             with fit.governor.waiting():  # for other processes, if there are any
-                fit.flight = fit.recorder.send(notes, agree=True)
+                fit.flight = fit.recorder.send(notes, agree=True, listener=fit.ear.take())
             if wait or fit.flight.parcel.at_once:
                 self._land(trainer, pl_module)
 
@@ -362,32 +373,22 @@ class GradientHealthMonitor(pl.Callback):
             raise self.failure or reduce.PeerError("gradients could not be measured on another process")
         if fit.governor.learn(gathered.notes["own"], gathered.notes["whole"]) and not fit.ending:
             _trainer.tell(trainer, f"weightwatch: {_ME} {fit.governor.notice(_trainer.log_step(trainer) + 1)}")
-        news = self._learn(trainer, gathered) or ()
-        self._act(trainer, pl_module, news)
+        news = self._learn(trainer, pl_module, gathered) or ()
+        act(trainer, pl_module, self.actions, news)
 
     @deferred
-    def _learn(self, trainer: pl.Trainer, gathered: Gathered) -> Sequence[Finding]:
+    def _learn(self, trainer: pl.Trainer, pl_module: pl.LightningModule, gathered: Gathered) -> Sequence[Finding]:
         """Remember, judge, show, tell; return what is new."""
         fit = self._fit
-        if fit.recorder is None or not gathered.steps:
+        if not gathered.steps:
             return ()
-        fit.memory = memory = fit.memory or fit.remember_with(trainer, self.window, self.prefix, self.every_n_steps)
-        memory.remember(gathered)
-        fit.seen.update(p.name for i, p in enumerate(fit.recorder.parameters) if gathered.measured[:, i].any())
-        news = self._judgement.news(memory.evidence)
+        fit.memory = memory = fit.memory or fit.remember(trainer)
+        fit.learn(trainer, pl_module, memory, gathered)
+        news = self._judgement.news(memory.evidence, fit.replayed)
         if gathered.snapshot is not None:
             self._snapshot = gathered.snapshot
         if self.max_overhead is not None:  # a log without a limit is reproducible
             memory.page.overhead = fit.governor.share
-        memory.page.show(self.findings, news=bool(news))
-        tell_findings(trainer, news, fit.folder, self._unwritten)
+        memory.page.show(self.findings, news=any(f.severity != "info" for f in news))
+        tell_findings(trainer, news, fit.folder, self._unwritten, self.on_finding)
         return news
-
-    def _act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, news: Sequence[Finding]) -> None:
-        """Do what the user asked for on all ranks, if one has a critical finding."""
-        critical = next((f for f in news if f.severity == "critical"), None)
-        if self.action == "warn" or not reduce.anyone(critical is not None, pl_module.device):
-            return
-        if self.action == "raise":
-            raise UnhealthyRunError(str(critical or "A critical finding on another process."))
-        trainer.should_stop = True

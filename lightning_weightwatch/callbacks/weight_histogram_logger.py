@@ -24,6 +24,7 @@ from lightning_weightwatch.callbacks._names import select_or_warn, unmeasured
 from lightning_weightwatch.callbacks._step_hooks import StepHooks
 from lightning_weightwatch.callbacks._weight_pages import Array, WeightPages
 from lightning_weightwatch.counter import SharedCounter, count
+from lightning_weightwatch.meters import owned
 from lightning_weightwatch.parameters import (
     Parameter,
     as_wholes,
@@ -32,7 +33,6 @@ from lightning_weightwatch.parameters import (
     unmeasurable,
     values,
 )
-from lightning_weightwatch.recorder import owned
 from lightning_weightwatch.sinks import Sinks
 
 _ME = "WeightHistogramLogger"

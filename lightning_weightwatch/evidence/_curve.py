@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -59,6 +62,15 @@ class LossCurve:
             self._pending = []
         if len(self.steps) == self._points:
             self._halve()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint."""
+        return {"stride": self._stride, "steps": list(self.steps), "losses": list(self._losses)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where an earlier run stopped."""
+        self._stride, self._pending = int(state["stride"]), []
+        self.steps, self._losses = list(state["steps"]), list(state["losses"])
 
     def _halve(self) -> None:
         self._losses = [(a + b) / 2 for a, b in zip(self._losses[::2], self._losses[1::2], strict=True)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lightning_weightwatch.evidence._curve import LossCurve
 from lightning_weightwatch.evidence._readings import (
@@ -19,6 +19,8 @@ from lightning_weightwatch.evidence._readings import (
     Validation,
     Watched,
 )
+
+Computed = TypeVar("Computed")
 
 
 class Evidence:
@@ -68,6 +70,7 @@ class Evidence:
         self._steps = np.empty(2 * window, dtype=np.int64)
         self._roots = np.sqrt([max(p.numel, 1) for p in self.parameters])
         self._begin = self._end = 0
+        self._known: dict[str, Any] = {}  # what follows from the rows, until the next one is added
 
     def __len__(self) -> int:
         """The number of remembered steps."""
@@ -83,7 +86,7 @@ class Evidence:
         clipped: ArrayLike | None = None,
         learning_rate: float | None = None,
         stale: float | None = None,
-        batch: int | None = None,
+        batch: float | None = None,
     ) -> None:
         """Remember one step, or add to the last one.
 
@@ -104,10 +107,11 @@ class Evidence:
         row = self._row(step)
         self._norms[row] = np.where(np.isnan(norms), self._norms[row], norms)
         if loss is not None:
+            is_first = np.isnan(self._numbers["loss"][row])
             self._numbers["loss"][row] = loss if np.isfinite(loss) else np.inf
-            self.curve.add(step, loss)
-            if len(self.first_losses) < FIRST and np.isfinite(loss):
-                self.first_losses.append(float(loss))
+            if is_first and np.isfinite(loss):
+                self.curve.add(step, loss)
+                self.first_losses += [float(loss)][: FIRST - len(self.first_losses)]
         if clipped is not None:
             self._numbers["clipped"][row] = _total(np.asarray(clipped, dtype=np.float64)[None])[0]
         for name, number in (("learning_rate", learning_rate), ("stale", stale), ("batch", batch)):
@@ -146,8 +150,48 @@ class Evidence:
         self.setup, self.broken_losses = earlier.setup, dict(earlier.broken_losses)
         self.listened, self.validations = list(earlier.listened), list(earlier.validations)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what later steps are held against: arrays, plain values, and lists and dicts of them.
+
+        Readings of single moments are left out, but for the first snapshot's weights and the validations.
+        """
+        first = self.first_snapshot
+        return {
+            "names": [p.name for p in self.parameters],
+            "steps": self.steps,
+            "norms": _single(self.norms),
+            "numbers": {name: self._remembered(name).copy() for name in _NUMBERS},
+            "first_losses": list(self.first_losses),
+            "curve": self.curve.state_dict(),
+            "first_weights": first.column("weight_norm") if first else {},
+            "first_step": first.step if first else 0,
+            "validations": [[v.step, v.loss, v.name] for v in self.validations],
+            "broken_losses": dict(self.broken_losses),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Remember what an earlier run remembered of parameters of the same name."""
+        earlier = Evidence([Watched(name, 1, False) for name in state["names"]], window=self.window)
+        keep = slice(-self.window, None)
+        for i, step in enumerate(state["steps"][keep]):
+            row = earlier._row(int(step))
+            earlier._norms[row] = state["norms"][keep][i]
+            for name in _NUMBERS:
+                earlier._numbers[name][row] = state["numbers"][name][keep][i]
+        earlier.first_losses = list(state["first_losses"])
+        earlier.curve.load_state_dict(state["curve"])
+        if state["first_weights"]:
+            weights = np.array(list(state["first_weights"].values()))
+            earlier.first_snapshot = Snapshot(
+                state["first_step"], tuple(state["first_weights"]), {"weight_norm": weights}
+            )
+        earlier.validations = [Validation(*plain) for plain in state["validations"]]
+        earlier.broken_losses = {int(rank): int(step) for rank, step in state["broken_losses"].items()}
+        self.take_over(earlier)
+
     def _row(self, step: int) -> int:
         """Return the row of a step, which is begun if it is not the last one."""
+        self._known.clear()
         if len(self) and self._steps[self._end - 1] == step:
             return self._end - 1
         if self._end == 2 * self.window:
@@ -164,7 +208,8 @@ class Evidence:
     @property
     def steps(self) -> list[int]:
         """The remembered steps, ascending, length ``T``."""
-        return list(map(int, self._steps[self._begin : self._end]))
+        found: list[int] = self._once("steps", self._steps[self._begin : self._end].tolist)
+        return list(found)
 
     @property
     def norms(self) -> Floats:
@@ -174,12 +219,14 @@ class Evidence:
     @property
     def rms(self) -> Floats:
         """Root mean square gradients, shape ``[T, P]``, marked as ``norms`` are."""
-        return np.asarray(self.norms / self._roots, dtype=np.float64)
+        found: Floats = self._once("rms", lambda: np.asarray(self.norms / self._roots, dtype=np.float64))
+        return np.array(found)
 
     @property
     def global_norm(self) -> Floats:
         """The norm over all parameters, shape ``[T]``; NaN on steps where nothing was measured."""
-        return _total(self.norms)
+        found: Floats = self._once("global_norm", lambda: _total(self.norms))
+        return np.array(found)
 
     @property
     def clipped_norm(self) -> Floats:
@@ -231,6 +278,12 @@ class Evidence:
         first = float(np.median(self.first_losses))
         return float(np.median(known[-last:])) / first if first > 0 else float("nan")
 
+    def _once(self, name: str, work: Callable[[], Computed]) -> Computed:
+        if name not in self._known:
+            self._known[name] = work()
+        found: Computed = self._known[name]
+        return found
+
     def _remembered(self, name: str) -> Floats:
         return self._numbers[name][self._begin : self._end]
 
@@ -239,6 +292,12 @@ FIRST = 5  # losses that make the run's starting level
 SNAPSHOTS = 20  # remembered
 READINGS = 50  # of each kind
 _NUMBERS = ("loss", "clipped", "learning_rate", "stale", "batch")
+
+
+def _single(norms: Floats) -> NDArray[np.float32]:
+    """Return norms in single precision; what is finite stays finite."""
+    largest = float(np.finfo(np.float32).max)
+    return np.where(np.isinf(norms), norms, np.clip(norms, 0.0, largest)).astype(np.float32)
 
 
 def _total(norms: Floats) -> Floats:

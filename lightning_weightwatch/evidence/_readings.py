@@ -46,6 +46,7 @@ class Setup:
             not fall.
         automatic: Lightning steps the optimizers.
         outside: Trainable parameters that no optimizer holds, in forward order.
+        frozen: Parameters that ask for no gradient, in forward order.
         half: Parameters kept in half precision (float16, bfloat16), in forward order.
         dropout: The probability of each dropout module, by its name.
         compiled: Whether modules are compiled, so that no forward pass was listened to.
@@ -55,6 +56,7 @@ class Setup:
     optimizers: tuple[str, ...] = ("SGD",)
     automatic: bool = True
     outside: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
     half: tuple[str, ...] = ()
     dropout: Mapping[str, float] = field(default_factory=dict)
     compiled: bool = False
@@ -145,9 +147,10 @@ class LossCall:
         fed_by: The activation function whose output it takes, ``""`` for none.
         classes: The number of classes of a classification (1 for a single logit), 0 for others.
         one_unit: Its input came from a softmax over a single unit.
-        chance: The loss of the best constant prediction on this batch's targets: their entropy in nats for a
-            classification, their variance for ``mse_loss``; NaN for other losses and other targets.
-        same: The share of the most frequent target of a classification, else NaN.
+        chance: The loss of the best constant prediction on the targets heard of so far: their entropy in nats for a
+            classification, their variance for ``mse_loss``; NaN for other losses and other targets, and where the loss
+            is not their plain mean.
+        same: The share of the most frequent target of a classification in this batch, else NaN.
         target_mean: The mean of float targets of a regression, else NaN.
         target_std: Their standard deviation.
         target_least: Their smallest; for class indices too.
@@ -237,8 +240,8 @@ class Replicas:
 
     Attributes:
         step: The step.
-        spread: For each parameter the largest difference between the norms of two copies over their mean, shape
-            ``[P]``; 0 where all are the same.
+        spread: For each parameter the standard deviation of the norm of its copies over their mean, shape ``[P]``; 0
+            where all are the same, Inf where only some are finite.
         odd: The processes whose copy is not that of the majority.
     """
 

@@ -10,12 +10,15 @@ import sys
 
 from lightning_weightwatch import _folder
 from lightning_weightwatch.rules._base import SEVERITIES, Finding, Rule, Severity
+from lightning_weightwatch.rules._causes import EXPLAINS, PRECEDENCE, cause_of, first_cause
 from lightning_weightwatch.rules._judge import judge
-from lightning_weightwatch.rules._ledger import Ledger, first_cause
+from lightning_weightwatch.rules._ledger import Ledger
 from lightning_weightwatch.rules._profile import Profile, depth_profile
 from lightning_weightwatch.rules._words import listed
 
 __all__ = [
+    "EXPLAINS",
+    "PRECEDENCE",
     "SEVERITIES",
     "Finding",
     "Ledger",
@@ -23,6 +26,7 @@ __all__ = [
     "Rule",
     "Severity",
     "all_rules",
+    "cause_of",
     "depth_profile",
     "first_cause",
     "judge",

@@ -56,7 +56,10 @@ class Finding:
 
     def __str__(self) -> str:
         """One readable line."""
-        return f"{self.severity.upper()} at step {self.step}: {self.rule}. {self.saw} Try first: {self.try_first}"
+        symptom = f", a symptom of {self.because_of}" if self.because_of else ""
+        return (
+            f"{self.severity.upper()} at step {self.step}: {self.rule}{symptom}. {self.saw} Try first: {self.try_first}"
+        )
 
 
 def _native(number: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Which findings are news, and which of them came first.
+"""Which findings are news.
 
 A finding is told once, and again only when it worsens (a higher severity, or twice as many places) or returns
-after ``RECOVERY`` judgements without it. A monitor that repeats itself is switched off.
+after ``RECOVERY`` judgements and ``STEPS`` steps without it. A monitor that repeats itself is switched off.
 """
 
 from __future__ import annotations
@@ -13,17 +13,7 @@ from typing import Any
 from lightning_weightwatch.rules._base import SEVERITIES, Finding
 
 RECOVERY = 5
-
-# Cause before symptom, for findings with the same onset: broken weights make gradients explode or vanish, and
-# exploding gradients end as non-finite ones. What is not listed comes after what is.
-CAUSE_BEFORE_SYMPTOM = (
-    "non_finite_weights",
-    "constant_weights",
-    "exploding_gradients",
-    "vanishing_gradients",
-    "non_finite_loss",
-    "non_finite_gradients",
-)
+STEPS = 50
 
 
 class Ledger:
@@ -60,27 +50,17 @@ class Ledger:
     def _is_news(self, form: str, found: Sequence[Finding]) -> bool:
         """Judge all findings of one form together: a rule may find several places at once."""
         severity = max(SEVERITIES.index(f.severity) for f in found)
-        told = self._told.get(form)
-        known = told["places"] if told and told["absent"] < RECOVERY else []
+        step, told = int(max(f.step for f in found)), self._told.get(form)
+        is_back = told is not None and told["absent"] >= RECOVERY and step - told.get("seen", -STEPS) >= STEPS
+        known = told["places"] if told and not is_back else []
         places = list(dict.fromkeys([*known, *(name for f in found for name in f.parameters)]))
-        if told and told["absent"] < RECOVERY and severity <= told["severity"] and len(places) < 2 * max(len(known), 1):
-            told["absent"] = 0
+        if told and not is_back and severity <= told["severity"] and len(places) < 2 * max(len(known), 1):
+            told.update(absent=0, seen=step)
             return False
-        self._told[form] = {"severity": severity, "places": places, "absent": 0}
+        self._told[form] = {"severity": severity, "places": places, "absent": 0, "seen": step}
         return True
-
-
-def first_cause(findings: Iterable[Finding]) -> Finding | None:
-    """Return the finding that began first, a cause before its symptom; notes of severity ``info`` are no cause."""
-    serious = [f for f in findings if f.severity != "info"]
-    return min(serious, key=lambda f: (f.since_step, _precedence(f.rule), f.step), default=None)
 
 
 def _form(finding: Finding) -> str:
     """One rule may see an illness in several forms; their unit tells them apart."""
     return f"{finding.rule}: {finding.unit}"
-
-
-def _precedence(rule: str) -> int:
-    known = rule in CAUSE_BEFORE_SYMPTOM
-    return CAUSE_BEFORE_SYMPTOM.index(rule) if known else len(CAUSE_BEFORE_SYMPTOM)

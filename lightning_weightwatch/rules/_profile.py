@@ -7,11 +7,13 @@ itself, are such a step, and so is an odd layer at one end.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lightning_weightwatch.evidence import Evidence, Floats
+from lightning_weightwatch.rules._words import start_of_last_run
 
 
 @dataclass(frozen=True)
@@ -37,21 +39,30 @@ class Profile:
     last_step: int
 
     @property
+    def ratio(self) -> float:
+        """The fitted gradient RMS of the first matrix over that of the last."""
+        return float(10.0**-self.decades)
+
+    @property
     def per_layer(self) -> float:
         """Decades from one matrix to the next."""
         return self.decades / (len(self.names) - 1)
 
 
-def depth_profile(evidence: Evidence, *, steps: int, matrices: int = 3) -> Profile | None:
+def depth_profile(
+    evidence: Evidence, *, steps: int, matrices: int = 3, columns: Sequence[int] | None = None
+) -> Profile | None:
     """Fit the profile over the last ``steps`` steps; ``None`` with fewer steps or fewer usable matrices.
+
+    It is made of the matrices, or of the parameters of other ``columns``, in forward order.
 
     A matrix counts where a gradient was measured in a quarter of the steps at least (networks that take turns have one
     in half of them), unless half of those were exactly zero or not finite: that is other rules' business.
     """
     if len(evidence) < steps:
         return None
-    columns = np.array(evidence.matrices, dtype=int)
-    rms = evidence.rms[-steps:, columns]
+    chosen = np.array(evidence.matrices if columns is None else columns, dtype=int)
+    rms = evidence.rms[-steps:, chosen]
     measured = ~np.isnan(rms)
     usable = np.isfinite(rms) & (rms > 0)
     keep = (measured.mean(axis=0) >= 0.25) & (usable.sum(axis=0) > 0.5 * measured.sum(axis=0))
@@ -63,7 +74,7 @@ def depth_profile(evidence: Evidence, *, steps: int, matrices: int = 3) -> Profi
     slope, start = np.polyfit(depth, median, 1)
     spread, residual = np.var(median), np.var(median - (start + slope * depth))
     return Profile(
-        names=tuple(evidence.parameters[i].name for i in columns[keep]),
+        names=tuple(evidence.parameters[i].name for i in chosen[keep]),
         log_rms=median,
         decades=float(slope),
         r_squared=float(1 - residual / spread) if spread > 0 else 0.0,
@@ -75,5 +86,39 @@ def depth_profile(evidence: Evidence, *, steps: int, matrices: int = 3) -> Profi
 
 def _best_step(values: Floats) -> float:
     """Return the least variance that is left when the values are cut in two, each part taken at its mean."""
-    cuts = range(1, len(values))
-    return min(float(np.var(values[:i]) * i + np.var(values[i:]) * (len(values) - i)) for i in cuts) / len(values)
+    away = values - values.mean()
+    left, count = np.cumsum(away)[:-1], np.arange(1, len(away))
+    explained = left**2 / count + left**2 / (len(away) - count)  # what the means of the two parts account for
+    return float((np.sum(away**2) - explained.max()) / len(away))
+
+
+def steep_since(evidence: Evidence, profile: Profile, decades: float) -> int:
+    """Return since when the profile has been steeper than so many decades, in either direction, step by step."""
+    columns = {p.name: i for i, p in enumerate(evidence.parameters)}
+    rms = evidence.rms[:, [columns[name] for name in profile.names]]
+    usable = np.isfinite(rms) & (rms > 0)
+    logs = np.log10(np.where(usable, rms, 1.0))
+    depth = np.where(usable, np.linspace(0.0, 1.0, rms.shape[1]), 0.0)
+    count = np.maximum(usable.sum(axis=1), 1)[:, None]
+    away = np.where(usable, depth - depth.sum(axis=1, keepdims=True) / count, 0.0)
+    slopes = (away * logs).sum(axis=1) / np.maximum((away**2).sum(axis=1), 1e-9)
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(slopes * np.sign(profile.decades), 2, mode="edge"), 5)
+    since = evidence.steps[start_of_last_run(np.median(around, axis=1) > decades)]
+    return min(since, profile.first_step)
+
+
+def bias_columns(evidence: Evidence) -> list[int]:
+    """Return the biases of the layers that have a matrix, in forward order, but for those that a normalisation follows.
+
+    The gradient of a bias is that of the layer's output. That of a matrix is multiplied by the layer's input, so a
+    signal that fades forwards as it fades backwards leaves no trace in it. What is normalised afterwards cancels the
+    bias, whose gradient is then what is left by rounding.
+    """
+    order = sorted(range(len(evidence.parameters)), key=lambda i: evidence.parameters[i].place)
+    layers: dict[str, dict[str, int]] = {}
+    for i in order:
+        parameter = evidence.parameters[i]
+        layers.setdefault(parameter.layer, {}).setdefault("matrix" if parameter.is_matrix else parameter.kind, i)
+    following = [*list(layers.values())[1:], {}]
+    pairs = zip(layers.values(), following, strict=False)
+    return [own["bias"] for own, after in pairs if {"bias", "matrix"} <= own.keys() and "norm" not in after]

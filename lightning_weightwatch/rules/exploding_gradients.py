@@ -1,11 +1,12 @@
 """Gradients that grow until a step destroys what was learnt.
 
 What it sees:
-    Three forms, each only while the loss is not below nine tenths of its start. Growth: the global gradient norm of
-    the last five steps (median) is ``growth`` decades above the calmest ``steps`` steps before them, and the loss is
-    back at or above its start. Level: in each of the last ``steps`` steps the global norm is above ``level``, and above
-    a tenth of that times the square root of the loss. Depth: the depth profile falls by more than ``decades``, so
-    the first layers get the largest gradients.
+    Four forms, each only while the loss is not below nine tenths of its start. Growth: the global gradient norm of
+    the last five steps (median) is ``growth`` decades above the calmest ``steps`` steps before them and ten times the
+    run's first, and the loss is back at or above its start. Level: in each of the last ``steps`` steps the global norm
+    is above ``level``, and above a tenth of that times the square root of the loss, or broke after it was. Depth: the
+    depth profile falls by more than ``decades``, so the first layers get the largest gradients. And the same of the
+    biases of linear layers, where the loss is known not to fall.
 
 Why it matters:
     A step of SGD moves a weight in proportion to its gradient: steps become larger than the weights, the loss jumps,
@@ -17,8 +18,8 @@ When it is not a problem:
     clipping, so a clipped run may be told although each step is bounded.
 
 Limits:
-    growth: 2 decades, or 4 where the loss is unknown. Healthy runs grow as much only in a bad batch after they have
-        converged. Our choice.
+    growth: 2 decades, or 4 where the loss is unknown or need not fall. Healthy runs grow as much only in a bad batch
+        after they have converged. Our choice.
     level: 1e4. Healthy runs began at 390 at most (targets in large units); exploding ones reached up to 1e12.
     decades: 3. Healthy depth profiles stayed within 1.8.
     r_squared: 0.55, of at least ``matrices`` (5) matrices, and more than a single step between two levels explains:
@@ -54,11 +55,14 @@ import numpy as np
 
 from lightning_weightwatch.evidence import Evidence
 from lightning_weightwatch.rules._base import Finding, Rule
-from lightning_weightwatch.rules._profile import Profile, depth_profile
+from lightning_weightwatch.rules._learning import learns
+from lightning_weightwatch.rules._profile import Profile, bias_columns, depth_profile, steep_since
+from lightning_weightwatch.rules._robust import must_fall
 from lightning_weightwatch.rules._words import listed, start_of_last_run
 
 NAME = "exploding_gradients"
 _NOW = 5  # steps whose median is the present
+_LARGER = 10.0  # times the run's first norm: one that converged and comes back to where it began does not explode
 
 
 def check(
@@ -73,15 +77,17 @@ def check(
     falling: float = 0.9,
 ) -> Iterator[Finding]:
     """Look for growth, then for level, then at the depth profile; tell the first that holds."""
-    if len(evidence) < steps or evidence.loss_ratio() < falling:
+    learning = learns(evidence, falling=falling)
+    if len(evidence) < steps or evidence.loss_ratio() < falling or learning:
         return
-    profile = depth_profile(evidence, steps=2 * steps, matrices=matrices)
-    forms = (
-        _grown(evidence, growth, steps),
-        _high(evidence, level, steps),
-        _steep(profile, decades) if profile and profile.is_trend and profile.r_squared > r_squared else None,
-    )
-    yield from [form for form in forms if form is not None][:1]
+    found = _grown(evidence, growth, steps) or _high(evidence, level, steps)
+    if found is None:
+        profile = depth_profile(evidence, steps=2 * steps, matrices=matrices)
+        found = _steep(evidence, profile, decades, r_squared)
+    if found is None and learning is False:
+        profile = depth_profile(evidence, steps=2 * steps, matrices=matrices, columns=_linear_biases(evidence))
+        found = _steep(evidence, profile, decades, r_squared, " of the biases")
+    yield from [found] if found is not None else []
 
 
 def _grown(evidence: Evidence, growth: float, steps: int) -> Finding | None:
@@ -89,12 +95,12 @@ def _grown(evidence: Evidence, growth: float, steps: int) -> Finding | None:
     ratio = evidence.loss_ratio(_NOW)
     if len(norms) < steps + _NOW or ratio < 1.0:
         return None
-    if np.isnan(ratio):  # an unknown loss cannot speak against it, so the gradients must speak louder
+    if np.isnan(ratio) or not must_fall(evidence):  # such a loss cannot speak against it: gradients must speak louder
         growth *= 2
     before = np.lib.stride_tricks.sliding_window_view(norms[:-_NOW], steps)
     calm = float(np.nanmin(np.nanmedian(before, axis=1))) if np.isfinite(before).any(axis=1).all() else 0.0
     now = float(np.nanmedian(norms[-_NOW:])) if np.isfinite(norms[-_NOW:]).any() else 0.0
-    if calm <= 0 or now <= 0 or np.log10(now / calm) < growth:
+    if calm <= 0 or now <= _LARGER * _start(evidence) or np.log10(now / calm) < growth:
         return None
     above = norms > calm * 10**growth
     since = evidence.steps[start_of_last_run(above)]
@@ -116,15 +122,23 @@ def _grown(evidence: Evidence, growth: float, steps: int) -> Finding | None:
     )
 
 
+def _start(evidence: Evidence) -> float:
+    """Return the global norm of the run's first full statistics; 0 if there are none."""
+    norms = np.array(list(evidence.first_snapshot.column("grad_norm").values()) if evidence.first_snapshot else [])
+    return float(np.sqrt(np.sum(norms[np.isfinite(norms)] ** 2)))
+
+
 def _high(evidence: Evidence, level: float, steps: int) -> Finding | None:
     norms, losses = evidence.global_norm, evidence.losses
     # A regression on targets in large units has a large loss and, with it, large gradients: of the size of its root.
     known = np.where(np.isfinite(losses), np.maximum(losses, 1.0), 1.0)
     high = np.isfinite(norms) & (norms > np.maximum(level, level / 10 * np.sqrt(known)))
+    high |= np.isinf(norms) & (np.cumsum(high) > 0)  # once they were, what broke of it
     if not high[-steps:].all():
         return None
     begin = start_of_last_run(high)
-    since, in_a_row, typical = evidence.steps[begin], len(high) - begin, float(np.median(norms[begin:]))
+    since, in_a_row = evidence.steps[begin], len(high) - begin
+    typical = float(np.median(norms[begin:][np.isfinite(norms[begin:])]))
     return Finding(
         rule=NAME,
         severity="critical",
@@ -143,28 +157,40 @@ def _high(evidence: Evidence, level: float, steps: int) -> Finding | None:
     )
 
 
-def _steep(profile: Profile, decades: float) -> Finding | None:
-    if -profile.decades <= decades:
+def _steep(
+    evidence: Evidence, profile: Profile | None, decades: float, r_squared: float, of: str = ""
+) -> Finding | None:
+    if profile is None or not profile.is_trend or profile.r_squared <= r_squared or -profile.decades <= decades:
         return None
     high = profile.log_rms > profile.log_rms.min() + decades
-    ill = tuple(name for name, is_high in zip(profile.names, high, strict=True) if is_high)
+    steep = [name for name, is_high in zip(profile.names, high, strict=True) if is_high]
+    layers = {name.rpartition(".")[0] for name in steep}
+    matrices = [evidence.parameters[i] for i in evidence.matrices]
+    ill = tuple(p.name for p in matrices if p.layer in layers) if of else tuple(steep)
     if not ill:  # the line through a single step is steeper than the step
         return None
+    since = steep_since(evidence, profile, decades)
     return Finding(
         rule=NAME,
         severity="warning",
         step=profile.last_step,
-        since_step=profile.first_step,
+        since_step=since,
         parameters=ill,
         value=-profile.decades,
         limit=decades,
-        unit="decades from the last matrix to the first",
+        unit=f"decades{of} from the last layer to the first",
         saw=(
-            f"Gradient RMS grows by {-profile.decades:.1f} decades from the last layer to the first (limit "
-            f"{decades:.1f}), over steps {profile.first_step} to {profile.last_step}. Largest: {listed(ill)}."
+            f"Gradient RMS{of} grows by {-profile.decades:.1f} decades from the last layer to the first (limit "
+            f"{decades:.1f}), over steps {since} to {profile.last_step}. Largest: {listed(ill)}."
         ),
         try_first="Lower the initial weights' gain, or normalise between the layers.",
     )
+
+
+def _linear_biases(evidence: Evidence) -> list[int]:
+    """Return the biases of linear layers, in forward order."""
+    linear = {p.layer for p in evidence.parameters if p.kind == "linear" and p.is_matrix}
+    return [i for i in bias_columns(evidence) if evidence.parameters[i].layer in linear]
 
 
 def _and_the_loss(evidence: Evidence) -> str:

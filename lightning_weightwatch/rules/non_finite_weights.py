@@ -1,17 +1,21 @@
-"""Weights that hold NaN or Inf before the first step is taken.
+"""Weights that hold NaN or Inf while gradients were still sound: before the first step, or by one that broke them.
 
 What it sees:
-    Parameters with at least one element that is NaN or Inf, counted element by element, and how many there are.
+    Before the training, parameters with at least one element that is NaN or Inf, and how many elements there are. In
+    training, the first snapshot at which the norm of a weight, or that of what the step did to it, is not finite,
+    though no gradient of the steps before was broken, nor that of the step: then the weights came first. A gradient
+    that broke before them is told as ``non_finite_gradients``.
 
 Why it matters:
     Whatever passes through such a weight is not finite either: the first loss is NaN, and the first step writes NaN
     into every other weight. Nothing that is done in training brings them back.
 
 When it is not a problem:
-    A frozen tensor that belongs to no layer of torch's may be an attention mask of -Inf; it is told as ``warning``.
+    A frozen tensor that belongs to no layer of torch's may be an attention mask of -Inf; it is told as ``warning``
+    before the training, and left out in it. A GradScaler skips steps with broken gradients, so these break no weight.
 
 Limits:
-    elements: 0. One is enough.
+    elements: 0. One is enough. In training they are not counted, and 1 or more silences the rule there.
 
 What to try:
     Memory that was never written (``torch.empty``, ``to_empty`` after the meta device) needs its ``reset_parameters``;
@@ -35,7 +39,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+import numpy as np
+
+from lightning_weightwatch.evidence import Evidence
 from lightning_weightwatch.rules._base import Finding, Rule, Severity
+from lightning_weightwatch.rules._pace import named, table
 from lightning_weightwatch.rules._words import listed
 
 NAME = "non_finite_weights"
@@ -61,15 +69,54 @@ class Judged(Protocol):
         """How many of its elements are NaN or Inf."""
 
 
-def check(verdicts: Sequence[Judged], *, elements: float = 0) -> Iterator[Finding]:
-    """Look for NaN and Inf; what may be a mask is told apart."""
-    ill = [v for v in verdicts if v.nonfinite > elements]
+def check(subject: Evidence | Sequence[Judged], *, elements: float = 0) -> Iterator[Finding]:
+    """Look for NaN and Inf: in the verdicts of an audit, or in the snapshots of a training."""
+    if isinstance(subject, Evidence):
+        yield from _in_training(subject, elements)
+        return
+    ill = [v for v in subject if v.nonfinite > elements]
     masks = [v for v in ill if v.kind == "other" and not v.trainable]
     weights = [v for v in ill if v not in masks]
     if weights:
-        yield _finding(weights, len(verdicts), elements, "critical", "Initialise them, or load an earlier checkpoint.")
+        yield _finding(weights, len(subject), elements, "critical", "Initialise them, or load an earlier checkpoint.")
     if masks:
-        yield _finding(masks, len(verdicts), elements, "warning", "Make a mask of -Inf a buffer, not a parameter.")
+        yield _finding(masks, len(subject), elements, "warning", "Make a mask of -Inf a buffer, not a parameter.")
+
+
+def _in_training(evidence: Evidence, elements: float) -> Iterator[Finding]:
+    """Look for the first remembered snapshot with broken weights; a norm does not tell how many elements are."""
+    snapshots = [s for s in evidence.snapshots if len(evidence) and s.step >= evidence.steps[0]]
+    has_gradient = ~np.isnan(evidence.norms).all(axis=0)
+    may_be_mask = np.array([p.kind == "other" for p in evidence.parameters], dtype=bool) & ~has_gradient
+    weights, updates, gradients = (
+        np.isinf(table(evidence, snapshots, name)) for name in ("weight_norm", "update_norm", "grad_norm")
+    )
+    sound = ~gradients.any(axis=1, keepdims=True)
+    broken = (weights | (updates & sound)) & ~may_be_mask
+    if not broken.any() or elements >= 1:
+        return
+    row = int(np.argmax(broken.any(axis=1)))
+    step = snapshots[row].step
+    before = np.array(evidence.steps) < step
+    is_next = not before.any() or evidence.steps[int(before.sum()) - 1] == step - 1  # else nobody saw the step before
+    if not is_next or (np.isposinf(evidence.norms[before]).any() and not evidence.scaled_loss):
+        return
+    names = named(evidence, broken[row])
+    yield Finding(
+        rule=NAME,
+        severity="critical",
+        step=evidence.steps[-1],
+        since_step=step,
+        parameters=names,
+        value=float(len(names)),
+        limit=0.0,
+        unit="parameters that hold NaN or Inf",
+        saw=(
+            f"{'At' if weights[row].any() else 'After'} step {step} the weights of {len(names)} of "
+            f"{len(evidence.parameters)} parameters hold NaN or Inf (limit 0), before any gradient: {listed(names)}."
+        ),
+        try_first="Load sound weights, and look at what writes them: a checkpoint, the optimizer, code after its step.",
+    )
 
 
 def _finding(ill: Sequence[Judged], of: int, limit: float, severity: Severity, try_first: str) -> Finding:
@@ -92,4 +139,4 @@ def _finding(ill: Sequence[Judged], of: int, limit: float, severity: Severity, t
     )
 
 
-RULE = Rule(name=NAME, check=check, subject="initialisation")
+RULE = Rule(name=NAME, check=check, subject="both")

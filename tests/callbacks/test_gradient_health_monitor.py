@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_weightwatch import GradientHealthMonitor
 from lightning_weightwatch.callbacks._judgement import Judgement
 from lightning_weightwatch.errors import UnhealthyRunError
-from lightning_weightwatch.rules import Rule, all_rules
+from lightning_weightwatch.rules import Finding, Rule, all_rules
 from lightning_weightwatch.sinks.files import read_lines
 from tests.helpers import events, fits, nets
 
@@ -128,7 +128,11 @@ def test_a_resumed_run_is_held_against_its_own_beginning(tmp_path: Path) -> None
     fits.fit(nets.Net, [first], max_epochs=1)
     resumed = GradientHealthMonitor()
     fits.trainer([resumed], max_epochs=4).fit(nets.Net(), ckpt_path=next(tmp_path.glob("*.ckpt")))
-    assert resumed.state_dict()["first_losses"] == first.state_dict()["first_losses"] != []
+    own, its = (monitor.state_dict()["evidence"] for monitor in (resumed, first))
+    assert own["first_losses"] == its["first_losses"] != []
+    assert own["steps"] == [*range(10), *range(16, 32)]  # what waits to be read is not in a checkpoint
+    assert own["norms"][:8].tolist() == its["norms"].tolist()
+    assert own["curve"]["steps"][0] == 0
 
 
 def test_a_rule_of_the_users_that_fails_is_left_out_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
@@ -184,3 +188,86 @@ def test_an_internal_error_in_the_last_look_is_not_swallowed(
     fits.fit(nets.Net, [monitor])
     assert monitor.broken
     assert sum("division by zero" in r.getMessage() for r in caplog.records) == 1
+
+
+# --- running a broken batch again -------------------------------------------------------------------------------------
+
+
+class LogOfMinusOne(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.log(0 * x - 1)
+
+
+class BreaksInAModule(nets.Net):
+    """One batch goes through a logarithm of -1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.culprit = LogOfMinusOne()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        hidden = self.body(batch[0])
+        loss = nn.functional.cross_entropy(self.head(self.culprit(hidden) if batch_idx == 5 else hidden), batch[1])
+        self.log("loss", loss)
+        return loss
+
+
+def test_a_replay_names_the_module_and_changes_nothing() -> None:
+    monitors = [GradientHealthMonitor(replay=replay) for replay in (False, True)]
+    weights = []
+    for monitor in monitors:
+        torch.manual_seed(0)
+        model = BreaksInAModule()
+        fits.trainer([monitor]).fit(model)
+        weights.append([*model.state_dict().values(), torch.get_rng_state()])
+    plain, replayed = (monitor.first_cause for monitor in monitors)
+    assert (plain.rule, plain.since_step) == (replayed.rule, replayed.since_step) == ("non_finite_loss", 5)
+    assert "culprit" not in plain.saw
+    assert "Reproducible: the first NaN is in the output of culprit (LogOfMinusOne), forward" in replayed.saw
+    assert all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(*weights, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("action", "ends"), [({"warning": "stop"}, True), ({"critical": "stop"}, False), ({"info": "warn"}, False)]
+)
+def test_each_severity_has_its_action(action: dict[str, str], ends: bool) -> None:
+    monitor = GradientHealthMonitor(action=action, rules=[Rule("mine", _warns)], every_n_steps=2)
+    trainer = fits.trainer([monitor])
+    trainer.fit(nets.Net())
+    assert (trainer.global_step == 2) is ends
+
+
+def _warns(evidence: Any) -> Any:
+    yield Finding(
+        rule="mine",
+        severity="warning",
+        step=evidence.steps[-1],
+        since_step=0,
+        parameters=("head.bias",),
+        value=1.0,
+        limit=0.0,
+        unit="u",
+        saw="Saw.",
+        try_first="Try.",
+    )
+
+
+def test_on_finding_is_called_with_each_and_its_error_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    seen = []
+
+    def asked(finding: Finding) -> None:
+        seen.append(finding)
+        raise KeyError("the user's")
+
+    monitor = GradientHealthMonitor(on_finding=asked, rules=[Rule("mine", _warns)])
+    fits.fit(nets.Net, [monitor])
+    assert tuple(seen) == monitor.findings != ()
+    assert not monitor.broken
+    assert sum("on_finding failed" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_what_is_ignored_is_not_told() -> None:
+    for patterns, told in ((["*"], 0), (["head.*"], 0), (["body.*"], 1)):
+        monitor = GradientHealthMonitor(rules=[Rule("mine", _warns)], ignore={"mine": patterns})
+        fits.fit(nets.Net, [monitor])
+        assert len(monitor.findings) == told

@@ -235,7 +235,7 @@ def test_an_illness_of_the_last_step_is_found_though_no_step_follows(late: None)
 
     monitor = GradientHealthMonitor(every_n_steps=2)
     fits.fit(Last, [monitor], max_epochs=1)
-    assert [(f.rule, f.since_step) for f in monitor.findings] == [("non_finite_gradients", 7)]
+    assert [(f.rule, f.since_step) for f in monitor.findings] == [("non_finite_gradients", 7), ("non_finite_loss", 7)]
 
 
 def test_an_internal_error_is_told_once_and_switches_it_off(
@@ -273,11 +273,11 @@ class Scribe(GradientHealthMonitor):
         self.diary["losses"] = [None if np.isnan(loss) else loss for loss in evidence.losses]
         self._write(trainer)
 
-    def _act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, news: Any) -> None:
+    def _land(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         try:
-            super()._act(trainer, pl_module, news)
+            super()._land(trainer, pl_module)
         finally:
-            if self.diary["acted"] is None and any(f.severity == "critical" for f in news):
+            if self.diary["acted"] is None and any(f.severity == "critical" for f in self.findings):
                 self.diary["acted"] = trainer.global_step
                 self._write(trainer)
 
@@ -327,7 +327,7 @@ def test_stop_comes_one_step_later_on_both_processes(strategy: str, late: None, 
 
 @pytest.mark.parametrize("strategy", ILL)
 def test_raise_comes_one_step_later_on_both_processes(strategy: str, late: None, tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="non_finite_gradients"):
+    with pytest.raises(Exception, match="non_finite_loss"):
         diaries(tmp_path, *ILL[strategy], action="raise")
     assert [diary["acted"] for diary in written(tmp_path)] == [7, 7]
 

@@ -141,7 +141,7 @@ class LbfgsTurnsNaN(Lbfgs):
 def test_an_illness_under_lbfgs_is_dated_in_steps_not_in_closure_calls() -> None:
     monitor = GradientHealthMonitor(every_n_steps=1)
     fits.fit(LbfgsTurnsNaN, [monitor], max_epochs=1)
-    assert [f.since_step for f in monitor.findings] == [5]
+    assert [f.since_step for f in monitor.findings if f.rule == "non_finite_gradients"] == [5]
 
 
 # --- GradScaler ------------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_an_illness_is_dated_in_windows_as_self_log_counts_them(tmp_path: Path) 
     monitor = GradientHealthMonitor()
     fits.fit(Net, [monitor], accumulate_grad_batches=3, log_every_n_steps=1, logger=TensorBoardLogger(tmp_path))
     logged = events.read(tmp_path).scalars("broken")
-    assert [f.since_step for f in monitor.findings] == [2] == [min(s for s, value in logged.items() if value)]
+    assert {f.since_step for f in monitor.findings} == {2} == {min(s for s, value in logged.items() if value)}
 
 
 def test_a_step_without_a_loss_is_not_measured_and_shifts_no_other() -> None:
@@ -496,7 +496,7 @@ def test_parameters_that_keep_coming_do_not_hide_a_run_that_diverges() -> None:
     for net in (Diverging, DivergingAndGrowing):
         monitor = GradientHealthMonitor(every_n_steps=1)
         fits.fit(net, [monitor], max_epochs=5)
-        found.append([(f.rule, f.since_step) for f in monitor.findings])
+        found.append([(f.rule, f.since_step) for f in monitor.findings if f.rule != "untrained_parameters"])
     assert found[0] == found[1] != []
 
 
@@ -841,8 +841,8 @@ def findings_of(net: type, **options: Any) -> tuple[Finding, ...]:
 
 
 def test_a_nan_at_the_first_step_is_dated_there() -> None:
-    (finding,) = findings_of(NaNFromTheStart)
-    assert (finding.rule, finding.since_step) == ("non_finite_gradients", 0)
+    found = findings_of(NaNFromTheStart)
+    assert [(f.rule, f.since_step) for f in found] == [("non_finite_gradients", 0), ("non_finite_loss", 0)]
 
 
 def test_weights_that_are_all_nan_are_told_as_the_cause() -> None:

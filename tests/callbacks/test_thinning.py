@@ -159,7 +159,7 @@ def test_an_illness_is_still_found_and_dated_by_a_measured_step(seconds: Seconds
     seconds.are(FOUR_TIMES)
     monitor = GradientHealthMonitor(every_n_steps=2)
     fits.fit(nets.TurnsNaN, [monitor], max_epochs=6)
-    assert [(f.rule, f.since_step) for f in monitor.findings] == [("non_finite_gradients", 4)]
+    assert [(f.rule, f.since_step) for f in monitor.findings] == [("non_finite_gradients", 4), ("non_finite_loss", 4)]
 
 
 def test_an_illness_of_the_first_step_is_found_however_small_the_share(seconds: Seconds) -> None:
@@ -170,7 +170,10 @@ def test_an_illness_of_the_first_step_is_found_however_small_the_share(seconds: 
     seconds.are(*[FOUR_TIMES] * 100)
     monitor = GradientHealthMonitor(every_n_steps=1, max_overhead=1e-9)
     fits.fit(Ill, [monitor], max_epochs=2)
-    assert [(f.rule, f.since_step, f.step) for f in monitor.findings] == [("non_finite_gradients", 0, 0)]
+    assert [(f.rule, f.since_step, f.step) for f in monitor.findings] == [
+        ("non_finite_gradients", 0, 0),
+        ("non_finite_loss", 0, 0),
+    ]
 
 
 class IllLate(nets.Net):
@@ -275,7 +278,7 @@ def test_an_illness_of_an_optimizer_that_steps_on_every_second_batch_is_still_fo
     seconds.are(FOUR_TIMES)
     monitor = GradientHealthMonitor(every_n_steps=2)
     fits.fit(ByHand, [monitor], max_epochs=8)
-    assert [f.rule for f in monitor.findings] == ["non_finite_gradients"]
+    assert [f.rule for f in monitor.findings] == ["non_finite_gradients", "non_finite_loss"]
 
 
 class Rarely(nets.TwoOptimizers):

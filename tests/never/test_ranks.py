@@ -217,14 +217,17 @@ FORBIDDEN = {
     "grad_norm": "fails on DTensors, and is one of a shard elsewhere",
 }
 PACKAGE = Path(lightning_weightwatch.__file__).parent
+# Running a broken batch again is asked for; it is not done where modules are compiled, cut or spread over processes.
+ASKED_FOR = {*(PACKAGE / "replay").rglob("*.py"), PACKAGE / "callbacks" / "_replaying.py"}
+NAMED = {("listening.py", "backward")}  # a function that is recognised, and never called
 
 
 def test_what_hangs_or_lies_on_several_processes_is_never_called() -> None:
     called = [
         f"{path.name}:{node.lineno} calls {node.attr}"
-        for path in PACKAGE.rglob("*.py")
+        for path in {*PACKAGE.rglob("*.py")} - ASKED_FOR
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute) and node.attr in FORBIDDEN
+        if isinstance(node, ast.Attribute) and node.attr in FORBIDDEN and (path.name, node.attr) not in NAMED
     ]
     assert called == []
 

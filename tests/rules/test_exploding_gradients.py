@@ -1,9 +1,12 @@
 """Gradients that grow until a step destroys what was learnt: silent cases first."""
 
+import numpy as np
 import pytest
 
+from lightning_weightwatch.evidence import Setup, Snapshot
 from lightning_weightwatch.rules.exploding_gradients import RULE
-from tests.helpers.runs import INF, MISSING, falling, layers, rising, run
+from tests.helpers.chains import chain
+from tests.helpers.runs import INF, MISSING, STUCK, falling, layers, rising, run
 
 LEVEL = [0.3, 0.5, 0.2, 0.4, 0.3, 0.6]
 STEEP = [1e2, 1e1, 1.0, 1e-1, 1e-2, 1e-3]
@@ -87,7 +90,7 @@ def test_large_from_the_first_step_names_the_layers_that_make_the_norm():
 def test_a_steep_profile_names_the_first_layers():
     (finding,) = RULE(run(lambda t: STEEP, steps=50))
     assert (finding.severity, finding.parameters) == ("warning", layers(0, 1))
-    assert (finding.since_step, finding.step) == (30, 49)
+    assert (finding.since_step, finding.step) == (0, 49)
     assert finding.value == pytest.approx(5.0)
 
 
@@ -124,3 +127,62 @@ def test_only_the_worst_form_is_told():
 def test_an_unknown_loss_does_not_hide_a_norm_of_a_billion():
     (finding,) = RULE(run(lambda t: [1e9], loss=lambda t: None))
     assert finding.severity == "critical"
+
+
+def after(norms, first, **options):
+    """Return a run of which the first full statistics are known."""
+    evidence = run(norms, **options)
+    evidence.add_snapshot(Snapshot(0, ("fc0",), {"grad_norm": np.array([first])}))
+    return evidence
+
+
+def test_a_run_that_converged_and_comes_back_to_where_it_began_does_not_explode():
+    """A policy that always did the same had gradients of 1e-5; then a reward surprised it."""
+    norms = lambda t: [1.0 if t > 40 else 1e-5]  # noqa: E731
+    assert RULE(after(norms, 0.11, loss=STUCK)) == ()
+    assert RULE(after(norms, 0.09, loss=STUCK))[0].severity == "critical"
+
+
+@pytest.mark.parametrize("optimizers", [("Adam",), ("Adam", "Adam")])
+def test_opponents_must_grow_by_twice_the_decades(optimizers):
+    def told(decades):
+        evidence = run(lambda t: [10.0 ** (decades * (t > 40))])
+        evidence.setup = Setup(optimizers=optimizers)
+        return bool(RULE(evidence))
+
+    assert (told(3.9), told(4.1)) == (len(optimizers) == 1, True)
+
+
+def test_large_until_they_broke_is_dated_from_when_they_were_large():
+    """The loss was not a number from the third step on, and nothing was told but that."""
+    (finding,) = RULE(run(lambda t: [INF if t > 2 else 1e9], steps=10, loss=lambda t: INF if t > 2 else 50.0))
+    assert (finding.severity, finding.since_step, finding.value) == ("critical", 0, 1e9)
+
+
+def test_what_breaks_out_of_nothing_did_not_explode():
+    assert RULE(run(lambda t: [INF if t > 2 else 1.0], steps=30, loss=lambda t: INF if t > 2 else 50.0)) == ()
+
+
+def biased(gradient, *, loss=STUCK, kind="linear"):
+    norm = lambda step, name: 1e-3 * gradient(int(name[1]) / 6) if "bias" in name else 0.1  # noqa: E731
+    return chain(*[f"l{i}" for i in range(7)], steps=20, norm=norm, loss=loss, kinds=[kind] * 7)
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        pytest.param(biased(lambda depth: 10 ** (2.9 * (1 - depth))), id="2.9 decades"),
+        pytest.param(biased(lambda depth: 10 ** (6 * (1 - depth)), loss=falling), id="the loss falls"),
+        pytest.param(biased(lambda depth: 10 ** (6 * (1 - depth)), loss=lambda t: None), id="the loss is unknown"),
+        pytest.param(biased(lambda depth: 10 ** (6 * (1 - depth)), kind="convolution"), id="sums over positions"),
+        pytest.param(biased(lambda depth: 10 ** (-6 * (1 - depth))), id="fading is another illness"),
+    ],
+)
+def test_silent_on_biases(evidence):
+    assert RULE(evidence) == ()
+
+
+def test_biases_tell_what_the_matrices_hide():
+    (finding,) = RULE(biased(lambda depth: 10 ** (5.9 * (1 - depth))))
+    assert (finding.severity, finding.value) == ("warning", pytest.approx(5.9))
+    assert finding.parameters == ("l0.weight", "l1.weight", "l2.weight")  # nearly a decade for each layer

@@ -41,7 +41,10 @@ ILL, WELL = [finding()], []
         ),
         pytest.param([[finding(n=n)] for n in (2, 3, 4, 7, 8)], [1, 0, 1, 0, 1], id="again when twice as wide"),
         pytest.param([[finding(n=n)] for n in (0, 1, 2)], [1, 0, 1], id="from nowhere in particular to two places"),
-        pytest.param([ILL, *[WELL] * 5, ILL], [1, *[0] * 5, 1], id="again when it returns"),
+        pytest.param([ILL, *[WELL] * 5, [finding(step=59)]], [1, *[0] * 5, 1], id="again when it returns"),
+        pytest.param(
+            [ILL, *[WELL] * 5, [finding(step=58)]], [1, *[0] * 6], id="not after a few steps, however often judged"
+        ),
         pytest.param([ILL, *[WELL] * 4, ILL], [1, *[0] * 4, 0], id="not after a short pause"),
         pytest.param([ILL, *[WELL] * 4, ILL, *[WELL] * 4, ILL], [1, *[0] * 10], id="pauses do not add up"),
         pytest.param([ILL, [finding(rule="hot_head")], ILL], [1, 1, 0], id="each rule for itself"),
@@ -67,7 +70,7 @@ def test_a_resumed_run_does_not_tell_again_what_the_first_told():
     resumed.load_state_dict(state)
     assert told([finding("critical")], ledger=resumed) == [0]
     resumed.load_state_dict(state)
-    assert told(WELL, WELL, [finding("critical")], ledger=resumed) == [0, 0, 1]
+    assert told(WELL, WELL, [finding("critical", step=59)], ledger=resumed) == [0, 0, 1]
 
 
 def test_a_state_that_was_handed_out_does_not_change_any_more():

@@ -2,6 +2,8 @@
 
 import pytest
 
+from lightning_weightwatch.evidence import Evidence, Setup, Watched
+from lightning_weightwatch.rules import cause_of, first_cause
 from lightning_weightwatch.rules.non_finite_gradients import RULE as GRADIENTS
 from lightning_weightwatch.rules.non_finite_loss import RULE, check
 from tests.helpers.runs import INF, falling, run
@@ -29,8 +31,17 @@ def test_the_first_broken_step_is_named_though_the_gradients_are_finite(bad):
     assert (finding.severity, finding.since_step, finding.step) == ("critical", 7, 59)
 
 
-def test_one_illness_is_told_once():
+def test_a_loss_that_breaks_with_its_gradients_is_their_cause():
+    """A loss of NaN was told as gradients of NaN only."""
     both = run(lambda t: [INF if t >= 7 else 1.0], loss=lambda t: NAN if t >= 7 else 0.5)
+    found = [*GRADIENTS(both), *RULE(both)]
+    assert [(f.rule, f.since_step) for f in found] == [("non_finite_gradients", 7), ("non_finite_loss", 7)]
+    assert first_cause(found).rule == "non_finite_loss"
+    assert cause_of(found[0], found) == "non_finite_loss"
+
+
+def test_a_loss_that_breaks_after_its_gradients_is_no_illness_of_its_own():
+    both = run(lambda t: [INF if t >= 7 else 1.0], loss=lambda t: NAN if t >= 8 else 0.5)
     assert (len(GRADIENTS(both)), len(RULE(both))) == (1, 0)
 
 
@@ -43,3 +54,17 @@ def test_single_ones_can_be_allowed():
     evidence = run(lambda t: [1.0], loss=lambda t: INF if t in (3, 9) else 0.5)
     assert RULE(evidence)
     assert list(check(evidence, steps=3)) == []
+
+
+def test_names_the_batch_and_the_process():
+    evidence = Evidence([Watched("fc", 1, True)])
+    for step in range(6):
+        evidence.add(step, [1.0], loss=NAN if step == 4 else 0.5, batch=10 - step)
+    assert (RULE(evidence)[0].rank, "process" in RULE(evidence)[0].saw) == (None, False)
+    evidence.setup, evidence.broken_losses = Setup(processes=2), {1: 4}
+    (finding,) = RULE(evidence)
+    assert finding.rank == 1
+    assert finding.saw == (
+        "The loss of step 4 (batch_idx 6) is not finite; 1 of the last 6 steps have such a loss (limit 1). "
+        "Only process 1 had such a loss."
+    )

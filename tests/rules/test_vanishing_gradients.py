@@ -1,15 +1,19 @@
 """Gradients that shrink on their way back: silent cases first."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lightning_weightwatch.evidence import Evidence, Watched
+from lightning_weightwatch.evidence import Evidence, Setup, Snapshot, Watched
+from lightning_weightwatch.rules import Rule
 from lightning_weightwatch.rules.vanishing_gradients import RULE
-from tests.helpers.runs import INF, MISSING, falling, layers, run
+from tests.helpers.chains import chain, dead, snapshot
+from tests.helpers.runs import INF, MISSING, STUCK, falling, layers, run
 
 LEVEL = [0.3, 0.5, 0.2, 0.4, 0.3, 0.6]
 STEEP = [1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2]
+GENTLE = [10 ** (-3.5 * (1 - i / 5)) for i in range(6)]
 
 
 def odd(place, value=1e-9, width=6):
@@ -40,7 +44,8 @@ SILENT = [
     pytest.param(run(lambda t: STEEP if t == 30 else LEVEL), id="one bad batch"),
     pytest.param(run(lambda t: [g**2 for g in STEEP] if t % 5 < 2 else LEVEL), id="two bad batches of five"),
     pytest.param(run(lambda t: [MISSING if t % 4 else 1e-9, 1.0, 1.0]), id="a layer that is seldom used"),
-    pytest.param(run(lambda t: STEEP, steps=19), id="too few steps to tell"),
+    pytest.param(run(lambda t: STEEP, steps=9), id="too few steps to tell"),
+    pytest.param(run(lambda t: GENTLE, steps=19), id="too few steps to tell so little"),
     pytest.param(run(lambda t: [0.0] * 4), id="nothing learns: not this rule's business"),
     pytest.param(run(lambda t: [0.0, *LEVEL], steps=30), id="zero for 30 steps, but some while it settles"),
     pytest.param(run(lambda t: [0.0 if t > 30 else 0.1, *LEVEL]), id="zero for 29 steps"),
@@ -56,9 +61,21 @@ def test_silent(evidence):
 def test_a_steep_profile_names_the_layers_that_hardly_learn():
     (finding,) = RULE(run(lambda t: STEEP, steps=50))
     assert (finding.severity, finding.parameters) == ("warning", layers(0, 1))
-    assert (finding.since_step, finding.step) == (30, 49)
-    assert finding.value == pytest.approx(5.0)
-    assert finding.limit == 3.0
+    assert (finding.since_step, finding.step) == (0, 49)
+    assert finding.value == pytest.approx(1e-5)
+    assert finding.limit == 1e-3
+
+
+def test_the_limit_is_a_ratio():
+    rule = Rule("vanishing_gradients", RULE.check, limits={"ratio": 1e-6})
+    assert rule(run(lambda t: STEEP, steps=50)) == ()
+    (finding,) = rule(run(lambda t: [g**2 for g in STEEP], steps=50))
+    assert (finding.value, finding.limit) == (pytest.approx(1e-10), 1e-6)
+
+
+def test_a_steep_profile_is_dated_from_its_beginning():
+    (finding,) = RULE(run(lambda t: STEEP if t >= 30 or t == 12 else LEVEL, steps=60))
+    assert finding.since_step == 30
 
 
 def test_steps_are_those_of_the_run_and_not_of_the_window():
@@ -66,8 +83,9 @@ def test_steps_are_those_of_the_run_and_not_of_the_window():
     assert (finding.since_step, finding.step) == (1000, 1019)
 
 
-def test_the_first_20_steps_are_enough():
-    assert RULE(run(lambda t: STEEP, steps=20))
+def test_the_first_20_steps_are_enough_and_10_where_it_fades_by_far():
+    assert RULE(run(lambda t: GENTLE, steps=20))[0].step == 19
+    assert RULE(run(lambda t: STEEP, steps=10))[0].step == 9
 
 
 @pytest.mark.parametrize(
@@ -107,11 +125,106 @@ def test_networks_that_take_turns_are_told_too():
     assert finding.parameters == layers(0, 1, 2, 3)  # below a thousandth of the largest, 0.6
 
 
-@pytest.mark.parametrize(("loss", "severity"), [(lambda t: 2.3, "critical"), (falling, "warning")])
+def moving(slow, fast, loss, steps=60):
+    """Return a steep run of which the last full statistics show how far its matrices moved."""
+    evidence = run(lambda t: STEEP, loss=loss, steps=steps)
+    ratios = np.array([slow, slow, fast, fast, fast, fast])
+    evidence.add_snapshot(Snapshot(steps - 10, layers(*range(6)), {"update_ratio": ratios}))
+    return evidence
+
+
+@pytest.mark.parametrize(
+    ("evidence", "severity"),
+    [
+        pytest.param(moving(1e-3, 1e-3, falling), "info", id="Adam rescales, the loss falls"),
+        pytest.param(moving(1e-3, 1e-3, STUCK), "info", id="Adam rescales, the loss has not fallen yet"),
+        pytest.param(moving(1e-3, 1e-3, STUCK, steps=100), "warning", id="Adam rescales, to no avail"),
+        pytest.param(moving(9e-5, 1e-3, STUCK), "warning", id="they hardly move"),
+        pytest.param(moving(9e-5, 1e-3, falling), "warning", id="they hardly move while the last ones learn"),
+        pytest.param(moving(0.0, 0.0, STUCK), "info", id="nothing moves yet: a warm-up"),
+    ],
+)
+def test_how_far_the_layers_move_decides(evidence, severity):
+    assert [f.severity for f in RULE(evidence)] == [severity]
+
+
+def biased(gradient, *, loss=STUCK, steps=20, optimizers=("SGD",), kinds=(), weight=1e-5):
+    """Return a run whose matrices have level gradients, and whose biases have those given by depth, 0 to 1."""
+    names = [f"l{i}" for i in range(7)]
+    norm = lambda step, name: gradient(int(name[1]) / 6) if "bias" in name else weight  # noqa: E731
+    evidence = chain(*names, steps=steps, norm=norm, loss=loss, kinds=kinds)
+    evidence.setup = Setup(optimizers=optimizers)
+    return evidence
+
+
+def decades(count):
+    return lambda depth: 10.0 ** (-count * (1 - depth))
+
+
+NORMED = ["linear", "norm"] * 3 + ["linear"]
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        pytest.param(biased(decades(2.9)), id="2.9 decades"),
+        pytest.param(biased(decades(6), loss=falling), id="the loss falls"),
+        pytest.param(biased(decades(6), loss=lambda t: None), id="the loss is unknown"),
+        pytest.param(biased(decades(5.9), optimizers=("Adam",)), id="5.9 decades under Adam"),
+        pytest.param(biased(decades(-6)), id="growing towards the first layer is another illness"),
+        pytest.param(biased(decades(6), kinds=NORMED), id="rounding, before a normalisation"),
+    ],
+)
+def test_silent_on_biases(evidence):
+    assert RULE(evidence) == ()
+
+
+def test_biases_tell_what_the_matrices_hide():
+    """Weights a third as large as they should be: what fades forwards makes up for what fades backwards."""
+    (finding,) = RULE(biased(decades(8.9)))
+    assert (finding.severity, finding.value, finding.limit) == ("warning", pytest.approx(10**-8.9), 1e-3)
+    assert finding.parameters == tuple(f"l{i}.weight" for i in range(4))  # nearly 1.5 decades for each layer
+    assert "of the biases" in finding.unit
+
+
+@pytest.mark.parametrize(("steps", "severity"), [(20, "info"), (100, "warning")])
+def test_under_adam_biases_must_fade_by_twice_as_many_decades(steps, severity):
+    (finding,) = RULE(biased(decades(7), optimizers=("Adam",), steps=steps))
+    assert (finding.severity, finding.limit) == (severity, pytest.approx(1e-6))
+
+
+@pytest.mark.parametrize(("loss", "severity"), [(STUCK, "critical"), (falling, "warning")])
 def test_a_matrix_at_exactly_zero_for_30_steps_is_blocked(loss, severity):
+    (finding,) = RULE(run(lambda t: [0.0, 0.0, 0.2, 0.3], steps=50, loss=loss))
+    assert (finding.severity, finding.parameters) == (severity, layers(0, 1))
+    assert (finding.since_step, finding.step, finding.value) == (0, 49, 50.0)
+
+
+@pytest.mark.parametrize(("loss", "severity"), [(STUCK, "warning"), (falling, "info")])
+def test_a_blocked_branch_beside_layers_that_learn_is_less_serious(loss, severity):
+    """An expert that is not asked."""
     (finding,) = RULE(run(lambda t: [0.3, 0.0, 0.2, 0.0], steps=50, loss=loss))
     assert (finding.severity, finding.parameters) == (severity, layers(1, 3))
-    assert (finding.since_step, finding.step, finding.value) == (0, 49, 50.0)
+
+
+def cut(**shares):
+    """Return a run in which the matrices before layer c, and that which takes its output, are at zero."""
+    gone = {"a.weight", "b.weight", "c.weight", "d.weight"}
+    evidence = chain(*"abcde", steps=50, norm=lambda t, name: 0.0 if name in gone else 0.1)
+    dead(evidence, 49, **shares)
+    return evidence
+
+
+def test_a_dead_layer_or_a_matrix_of_zeros_explains_what_is_blocked():
+    assert RULE(cut())[0].parameters == ("a.weight", "b.weight", "c.weight", "d.weight")
+    assert RULE(cut(a=1.0, b=1.0, c=1.0)) == ()
+    zeros = cut()
+    snapshot(zeros, 40, weight_norm={"d.weight": 0.0}, update_norm={"d.weight": 0.0})
+    assert RULE(zeros) == ()
+
+
+def test_a_dead_layer_elsewhere_explains_nothing():
+    assert RULE(cut(a=0.95))[0].parameters == ("c.weight", "d.weight")
 
 
 def test_a_matrix_that_dies_later_is_blocked_from_then_on():

@@ -24,7 +24,7 @@ COLUMNS = {
     "min, max, abs-max": ["grad_min", "grad_max", "grad_abs_max"],
     "zero share, non-finite": ["grad_zero_share", "grad_nonfinite"],
     "weight norm": ["weight_norm"],
-    "update norm, ratio": ["update_norm", "update_ratio"],
+    "update norm, ratio": ["update_norm", "update_ratio", "update_zero_share"],
 }
 ALL_COLUMNS = [*COLUMNS, "global norm", "clipped norm", "loss", "histograms"]
 

@@ -120,6 +120,7 @@ def statistics(gradient: Array | None, before: Array | None, after: Array | None
     out = dict.fromkeys(
         ["grad_norm", "grad_mean", "grad_std", "grad_abs_max", "grad_min", "grad_max", "grad_zero_share"], np.nan
     ) | {"grad_nonfinite": np.nan, "weight_norm": np.nan, "update_norm": np.nan, "update_ratio": np.nan}
+    out |= {"update_zero_share": np.nan, "twin_rows": np.nan}
     if gradient is not None and gradient.size:
         finite = gradient[np.isfinite(gradient)]
         out["grad_norm"] = norm(gradient)
@@ -132,6 +133,7 @@ def statistics(gradient: Array | None, before: Array | None, after: Array | None
         out["weight_norm"] = norm(before)
         if after is not None:
             out["update_norm"] = norm(after - before)
+            out["update_zero_share"] = np.mean(after - before == 0) if after.size else np.nan
             finite = np.isfinite(out["update_norm"])
             ratio = out["update_norm"] / out["weight_norm"] if out["weight_norm"] else np.nan
             out["update_ratio"] = ratio if finite else np.inf

@@ -132,7 +132,7 @@ def test_it_is_said_in_these_words(what: str, capsys: pytest.CaptureFixture, rec
     fits.fit(net, [monitor, WeightHistogramLogger(), InitAuditor()], **options)
     assert words in capsys.readouterr().out.splitlines()
     assert not monitor.broken
-    assert not monitor.findings
+    assert {f.rule for f in monitor.findings} <= {"untrained_parameters"}  # which some of them are
     if monitor.snapshot is not None:
         unseen = [n for n in monitor.snapshot.parameters if n.startswith(("strange", "lazy", "spare"))]
         assert all(torch.tensor(monitor.snapshot.of(n)["grad_norm"]).isnan() for n in unseen)
