@@ -87,6 +87,13 @@ def _cancels(evidence: Evidence, column: int) -> bool:
     return reading.share[column] == 1 and bool((evidence.norms[-reading.steps :, beside] > 0).any())
 
 
+def silent_after(evidence: Evidence, column: int, since: int) -> list[float]:
+    """Return the shares of silent units heard after a parameter's layer since a step, the largest first."""
+    layer = layers_of(evidence)[column]
+    heard = [a.dead for step, a in heard_after(evidence).get(layer, []) if step >= since]
+    return sorted((share for share in heard if np.isfinite(share)), reverse=True)
+
+
 def is_bypassed(evidence: Evidence, column: int) -> bool:
     """Whether a layer had no gradient at all at the last reading while a matrix before it had one."""
     reading, matrices = evidence.dead[-1], evidence.matrices

@@ -59,7 +59,7 @@ from collections.abc import Iterator
 from lightning_weightwatch.evidence import DeadUnits, Evidence
 from lightning_weightwatch.rules._base import SEVERITIES, Finding, Rule, Severity
 from lightning_weightwatch.rules._learning import eased, learns
-from lightning_weightwatch.rules._units import dead_parameters, is_bypassed
+from lightning_weightwatch.rules._units import dead_parameters, is_bypassed, silent_after
 from lightning_weightwatch.rules._words import listed
 
 NAME = "dead_units"
@@ -81,7 +81,7 @@ def check(
     begins = dead_parameters(evidence, share=some, agree=agree)
     if not begins:
         return
-    worst = {i: max(float(r.share[i]) for r in evidence.dead[begin:]) for i, begin in begins.items()}
+    worst = {i: _share(evidence, i, begin) for i, begin in begins.items()}
     limits = {i: (some, many + _by_chance(evidence, i, begin), nearly_all) for i, begin in begins.items()}
     levels = {i: max(k for k, limit in enumerate(limits[i]) if share > limit or not k) for i, share in worst.items()}
     level = max(levels.values())
@@ -90,6 +90,17 @@ def check(
     first = evidence.dead[min(begins[i] for i in told)]
     severity = _severity(evidence, shown, learns(evidence, falling=falling))
     yield _finding(evidence, told, (some, many, nearly_all)[level], severity, first)
+
+
+def _share(evidence: Evidence, column: int, begin: int) -> float:
+    """Return the largest share of dead units since a reading; no more than were ever heard to be silent.
+
+    The gradient of a bias may add up to nothing while its unit speaks: in a critic whose output counts once with a plus
+    and once with a minus.
+    """
+    share = max(float(reading.share[column]) for reading in evidence.dead[begin:])
+    first = evidence.dead[begin]
+    return min([share, *silent_after(evidence, column, first.step - first.steps + 1)[:1]])
 
 
 def _by_chance(evidence: Evidence, column: int, begin: int) -> float:

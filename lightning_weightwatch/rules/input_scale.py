@@ -16,7 +16,7 @@ When it is not a problem:
     a normalisation as the first layer makes its own scale. So it is until ``steps`` steps and two passes are known, and
     where the loss cannot tell. ``spread`` alone is never more, and not told while the loss falls: rare features have
     such numbers. A mean far from zero counts only where values are above 5, as nearly constant features have one. NaN
-    or Inf that the model masks, so that the loss of that step is finite, is a note too.
+    or Inf is a note: what it breaks is told by ``non_finite_loss``, and what the model masks breaks nothing.
 
 Limits:
     std: 10. Standardised features have 1, pixels in 0 to 255 about 70.
@@ -112,7 +112,7 @@ def _non_finite(evidence: Evidence) -> Iterator[Finding]:
         )
         yield Finding(
             rule=NAME,
-            severity="critical" if broken else "info",
+            severity="info",  # where it breaks the loss, that is told as critical by ``non_finite_loss``
             step=evidence.steps[-1],
             since_step=step,
             value=float(seen.nonfinite),

@@ -49,7 +49,7 @@ def test_rules_that_explain_one_another_do_so_in_pairs_and_in_no_larger_circle()
     assert {frozenset(pair) for pair in circles} == {
         frozenset(pair)
         for pair in [
-            ("dead_units", "zero_blocked_signal"),
+            *itertools.combinations(("dead_units", "label_signal", "vanishing_gradients"), 2),
             ("gradient_spike", "loss_spike"),
             *itertools.combinations(("non_finite_gradients", "non_finite_loss", "non_finite_weights"), 2),
         ]
@@ -86,7 +86,7 @@ def test_a_note_is_no_cause_but_may_have_one(severity):
     assert cause_of(note, [finding("learning_rate_too_high")]) == "learning_rate_too_high"
 
 
-@pytest.mark.parametrize(("first", "second"), [("dead_units", "zero_blocked_signal"), ("loss_spike", "gradient_spike")])
+@pytest.mark.parametrize(("first", "second"), [("dead_units", "vanishing_gradients"), ("loss_spike", "gradient_spike")])
 def test_of_two_that_may_explain_one_another_the_earlier_does(first, second):
     for a, b in ((first, second), (second, first)):
         early, late = finding(a, 5), finding(b, 10)

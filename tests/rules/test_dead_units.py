@@ -123,6 +123,12 @@ def test_a_dead_branch_beside_layers_that_learn_is_a_warning():
     assert [f.severity for f in RULE(silent)] == ["warning"]
 
 
+def test_no_more_units_are_told_dead_than_were_ever_heard_silent():
+    """Units that always speak have a bias gradient of exactly 0 in a critic whose output counts with both signs."""
+    (finding,) = RULE(run(b=0.7, heard={"b": 0.4}))
+    assert (finding.severity, finding.value) == ("info", 0.4)
+
+
 def test_a_bias_whose_gradient_adds_up_to_nothing_is_not_dead():
     """A critic's output counts with a plus and a minus, so its bias has no gradient, but its weight has."""
     assert RULE(run(c=1.0, heard={"c": 1.0})) == ()

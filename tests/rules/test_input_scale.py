@@ -132,30 +132,34 @@ def test_the_worst_of_several_inputs_is_told_and_the_others_are_named():
 
 
 @pytest.mark.parametrize(
-    ("setup", "severity"),
+    ("setup", "words"),
     [
-        ({"loss": lambda t: INF if t >= 10 else 2.3}, "critical"),
-        ({"norm": lambda t, name: INF if t >= 10 else 0.1}, "critical"),
-        ({}, "info"),
+        ({"loss": lambda t: INF if t >= 10 else 2.3}, "and so is the loss or a gradient"),
+        ({"norm": lambda t, name: INF if t >= 10 else 0.1}, "and so is the loss or a gradient"),
+        ({}, "the model masks them"),
     ],
     ids=["the loss broke", "a gradient broke", "the model masks them"],
 )
-def test_what_is_no_number_is_critical_where_the_step_broke(setup, severity):
+def test_what_is_no_number_is_a_note_beside_what_it_broke(setup, words):
+    """It was a critical finding of its own, and so the loss that it broke was not the first cause."""
     (finding,) = RULE(run(UNIT, seen(nonfinite=3.0), **setup))
-    assert (finding.severity, finding.value, finding.limit) == (severity, 3.0, 0.0)
+    assert (finding.severity, finding.value, finding.limit) == ("info", 3.0, 0.0)
     assert (finding.since_step, finding.step) == (10, 29)
+    assert words in finding.saw
 
 
 def test_a_scaler_makes_gradients_that_are_not_finite_itself():
     evidence = run(UNIT, seen(nonfinite=3.0), norm=lambda t, name: INF)
     evidence.scaled_loss = True
-    assert [f.severity for f in RULE(evidence)] == ["info"]
+    (finding,) = RULE(evidence)
+    assert "the model masks them" in finding.saw
 
 
 def test_the_loss_of_another_process_may_have_broken():
     evidence = run(UNIT, seen(nonfinite=3.0))
     evidence.broken_losses = {3: 10}
-    assert [f.severity for f in RULE(evidence)] == ["critical"]
+    (finding,) = RULE(evidence)
+    assert "and so is the loss or a gradient" in finding.saw
 
 
 @pytest.mark.parametrize(("mean", "std", "value"), [(0.0, 150.0, 150.0), (-2000.0, 30.0, 2000.0)])
