@@ -9,7 +9,7 @@ Why it matters:
     network that gives the same for every input.
 
 When it is not a problem:
-    The rise must be a tenth of what had been learnt, since a loss near zero doubles easily, and half of it where the
+    The rise must be a quarter of what had been learnt, since a loss near zero doubles easily, and half of it where the
     learning rate has risen. A loss that jumped and comes back (new and harder data) is left out, and so is one that
     rose no more than its own targets, as where a network learns from its own predictions. Networks that play against
     each other and losses at or below zero are left out; a policy gradient, which calls no loss function, is told only
@@ -61,7 +61,7 @@ from lightning_weightwatch.rules._robust import (
 )
 
 NAME = "diverging_loss"
-_LEARNT = 0.1  # the share of what was learnt that is worth telling when it is lost
+_LEARNT = 0.25  # the share of what was learnt that is worth telling when it is lost
 _SURE = 5.0  # standard deviations; the lowest of many levels is low by chance too
 
 
@@ -110,7 +110,7 @@ def check(
 def _worth(evidence: Evidence) -> float:
     """Return the share of what was learnt whose loss is worth telling: more of it where the learning rate has risen."""
     rates = last_of(evidence.learning_rates, evidence.window)
-    return 5 * _LEARNT if len(rates) and rates[-1] > 1.5 * rates.min() else _LEARNT
+    return 2 * _LEARNT if len(rates) and rates[-1] > 1.5 * rates.min() else _LEARNT
 
 
 def _is_no_noise(losses: Floats, level: _Level, grown: float, steps: int) -> bool:
