@@ -8,8 +8,7 @@ not judged as its label says.
 
 ====================  ==================================================================================================
 ``cases``, ``runs``   trainings with this illness, and how often they were run with different seeds
-``hit``               runs with a finding of the right rule at or after the onset, as a warning or worse; of a single
-                      spike a note will do
+``hit``               runs with a finding of the right rule at or after the onset, as a warning or worse
 ``first cause``       runs of which it was named as the first cause
 ``right layers``      of runs with a place: the first alarm named a right parameter, and at most as many wrong ones
 ``steps to alarm``    from the onset to the first such finding; the median of the runs that have one
@@ -51,7 +50,6 @@ from tests.ward.cases import healthy_cases, sick_cases  # noqa: E402
 
 RESULTS = HERE / "results" / "accuracy-cpu.json"
 OURS = "lightning_weightwatch"
-NOTES = ("gradient_spike", "loss_spike")  # a single batch that a training gets over is worth a note and no alarm
 
 
 def main() -> None:
@@ -95,7 +93,7 @@ def _pooled(tool: str, runs: Sequence[tuple[str, int]], jobs: int) -> Iterator[V
 def examine(tool: str, name: str, seed: int) -> Verdict:
     """Train one case under one tool."""
     case = next(case for case in sick_cases() + healthy_cases() if case.name == name)
-    label = Label(name, case.sick, tuple(sorted(case.also)), case.layers, case.onset, case.sick in NOTES)
+    label = Label(name, case.sick, tuple(sorted(case.also)), case.layers, case.onset)
     try:
         if tool == OURS:
             return _ours(case, label, seed)

@@ -38,7 +38,6 @@ class Label:
         also: Illnesses that are a fair reading too.
         layers: Patterns of the parameters that are the right place; none where it has no place.
         onset: The step at which it begins.
-        is_note: Whether it is only worth a note, so that one of severity ``info`` counts.
     """
 
     case: str
@@ -46,7 +45,6 @@ class Label:
     also: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     onset: int = 0
-    is_note: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class Verdict:
     def hits(self) -> list[Told]:
         """The findings that name the illness; what was told before the onset cannot have seen it."""
         mine = [t for t in self.told if self.label.rule in t.rules and t.step >= self.label.onset]
-        return [t for t in mine if t.is_alarm or self.label.is_note]
+        return [t for t in mine if t.is_alarm]
 
     @property
     def delay(self) -> int | None:
@@ -112,9 +110,8 @@ class Verdict:
 
     @property
     def names_the_cause(self) -> bool:
-        """Whether the illness was taken for the first cause; a note is none, and will do where nothing else is one."""
-        noted = self.label.is_note and bool(self.hits) and not self.first
-        return noted or self.label.rule in self.first
+        """Whether the illness was taken for the first cause."""
+        return self.label.rule in self.first
 
     @property
     def place(self) -> list[str]:

@@ -39,20 +39,6 @@ def test_a_warning_of_the_right_rule_is_a_hit_and_a_note_is_none() -> None:
     assert Rates.of(runs).hit == 2 / 5
 
 
-def test_a_note_is_a_hit_where_the_illness_is_only_worth_a_note() -> None:
-    label = Label("notes", "overfitting", is_note=True)
-    assert Rates.of([judged(label, told("overfitting", severity="info"))]).hit == 1
-
-
-def test_a_note_is_the_cause_where_nothing_else_was_taken_for_it() -> None:
-    label = Label("notes", "loss_spike", is_note=True)
-    note = told("loss_spike", severity="info")
-    assert judged(label, note).names_the_cause
-    assert not judged(label, note, first="dead_units").names_the_cause
-    assert not judged(label).names_the_cause
-    assert not judged(FADES, told("vanishing_gradients")).names_the_cause
-
-
 def test_what_was_told_before_the_onset_is_no_hit() -> None:
     early = judged(LEAPS, told("gradient_spike", step=59), first="gradient_spike")
     assert Rates.of([early]).hit == 0

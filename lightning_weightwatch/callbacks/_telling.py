@@ -55,6 +55,8 @@ def tell_unmeasured(trainer: pl.Trainer, pl_module: pl.LightningModule, fit: Gra
         _trainer.tell(
             trainer, f"weightwatch: norms after clipping not measured: the step of {who} may change gradients."
         )
+    if fit.memory.evidence.setup.compiled:
+        _trainer.tell(trainer, "weightwatch: activations, loss functions and inputs not listened to: it is compiled.")
     waiting = {name for name, tensor in named_tensors(pl_module).items() if tensor.requires_grad}
     waiting -= fit.seen | fit.recorder.unmeasured.keys()
     unseen = [p.name for p in fit.recorder.parameters if p.name in waiting]

@@ -29,7 +29,7 @@ _QUIET_ABOVE = 40  # a table of more rows than fit a screen is drawn only where 
 class InitAuditor(pl.Callback):
     """Name the scheme every parameter was drawn from, and find weights that cannot train.
 
-    A scheme is recognised by spread, centre and largest magnitude, with the sampling error of so many elements;
+    A scheme is recognised by spread, centre, shape and largest magnitude, with the sampling error of so many elements;
     PyTorch's own defaults come first. What is not recognised (loaded, trained, of the model's own making) is no
     illness. What is ill: NaN or Inf in a parameter, constant matrices in a row. After a resume nothing is said of
     schemes.

@@ -86,11 +86,24 @@ class NeverSteps(nets.Net):
 
 
 UNSEEN = "(unused, or stepped by an optimizer that the Trainer does not know)"
+class CompiledHead(nets.Net):
+    """A part of it is compiled; it is called as it is, so that no compiler is needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head._compiled_call_impl = self.head._call_impl
+
+
 SAID: dict[str, tuple[type[pl.LightningModule], dict[str, Any], str]] = {
     "gradients under DeepSpeed ZeRO": (
         nets.Net,
         {"strategy": DeepSpeedStrategy(torch.device("cpu"))},
         "weightwatch: gradients not measured: DeepSpeedStrategy hides them.",
+    ),
+    "activations of compiled modules": (
+        CompiledHead,
+        {},
+        "weightwatch: activations, loss functions and inputs not listened to: it is compiled.",
     ),
     "a quantised parameter": (
         Quantised,
