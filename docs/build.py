@@ -23,6 +23,7 @@ PROSE = {
     "The tutorial's numbers beside the theory": "tutorial_numbers.md",
     "Truth table: every measurement against plain torch": "truth_table.md",
     "What must never happen": "never.md",
+    "What it finds, and what it leaves in peace": "accuracy.md",
     "What it costs": "costs.md",
     "How the first cause is named": "first_cause.md",
 }

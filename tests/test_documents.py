@@ -34,13 +34,39 @@ def test_the_reference_is_what_the_docstrings_say() -> None:
 def test_no_page_of_the_reference_is_left_over() -> None:
     pages = runpy.run_path(str(REPOSITORY / "docs" / "build.py"))["pages"]()
     written = {str(p.relative_to(REPOSITORY / "docs")) for p in (REPOSITORY / "docs").rglob("*.md")}
-    assert written - pages.keys() == {"tutorial_numbers.md", "truth_table.md", "never.md", "costs.md"}
+    assert written - pages.keys() == {"tutorial_numbers.md", "truth_table.md", "never.md", "costs.md", "accuracy.md"}
 
 
 def test_the_readmes_costs_are_those_that_were_measured() -> None:
     quoted = re.findall(r"^\| (\w[^|]+) \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$", text("README.md"), re.MULTILINE)
     measured = {what: tuple(f"{value:.3g}" for value in ratio) for what, ratio in RESULTS["ratios"].items()}
     assert {what: (least, median, most) for what, median, least, most in quoted} == measured
+
+
+def test_accuracy_is_told_as_it_was_measured() -> None:
+    tools = json.loads((REPOSITORY / "benchmarks" / "results" / "accuracy-cpu.json").read_text(encoding="utf-8"))[
+        "tools"
+    ]
+    for tool, part in tools.items():
+        overall = _cells(part["table"]["overall"])
+        assert [f"{tool} {part['version']}", *overall] in _rows("README.md")
+        for rule, rates in part["table"].items():
+            assert [rule, *_cells(rates)] in _rows("docs/accuracy.md")
+
+
+def _rows(page: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text(page).splitlines() if line[:1] == "|"]
+
+
+def _cells(rates: dict[str, float | None]) -> list[str]:
+    """Return what a table shows of the counts, the shares and the delay of one line."""
+    plain = {"cases", "runs", "delay"}
+    shown = {
+        key: f"{value:g}" if key in plain else f"{100 * value:.0f} %"
+        for key, value in rates.items()
+        if value is not None
+    }
+    return [shown.get(key, "") for key in rates]
 
 
 def test_the_page_of_costs_tells_what_was_measured() -> None:

@@ -61,6 +61,7 @@ from lightning_weightwatch.rules._base import SEVERITIES, Finding, Rule, Severit
 from lightning_weightwatch.rules._learning import eased, learns
 from lightning_weightwatch.rules._units import dead_parameters, is_bypassed, silent_after
 from lightning_weightwatch.rules._words import listed
+from lightning_weightwatch.rules._zeros import order
 
 NAME = "dead_units"
 
@@ -78,7 +79,7 @@ def check(
     """Look at the last reading, and back to the first of the readings that lead to it."""
     if not evidence.dead or not len(evidence) or evidence.dead[-1].steps < steps:
         return
-    begins = dead_parameters(evidence, share=some, agree=agree)
+    begins = _nearest_the_loss(evidence, dead_parameters(evidence, share=some, agree=agree))
     if not begins:
         return
     worst = {i: _share(evidence, i, begin) for i, begin in begins.items()}
@@ -90,6 +91,21 @@ def check(
     first = evidence.dead[min(begins[i] for i in told)]
     severity = _severity(evidence, shown, learns(evidence, falling=falling))
     yield _finding(evidence, told, (some, many, nearly_all)[level], severity, first)
+
+
+def _nearest_the_loss(evidence: Evidence, begins: dict[int, int]) -> dict[int, int]:
+    """Leave out layers that get nothing because a later one is wholly dead, unless their own silence was heard."""
+    reading = evidence.dead[-1]
+    whole = [i for i in begins if reading.share[i] == 1]
+    last = max(whole, key=lambda i: order(evidence, i), default=None)
+    return {
+        i: begin
+        for i, begin in begins.items()
+        if last is None
+        or i not in whole
+        or evidence.parameters[i].layer == evidence.parameters[last].layer
+        or silent_after(evidence, i, evidence.dead[begin].step - reading.steps + 1)
+    }
 
 
 def _share(evidence: Evidence, column: int, begin: int) -> float:

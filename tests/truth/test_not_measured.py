@@ -86,6 +86,8 @@ class NeverSteps(nets.Net):
 
 
 UNSEEN = "(unused, or stepped by an optimizer that the Trainer does not know)"
+
+
 class CompiledHead(nets.Net):
     """A part of it is compiled; it is called as it is, so that no compiler is needed."""
 
