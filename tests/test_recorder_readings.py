@@ -214,7 +214,6 @@ class Pretended:
 
 def on_each(monkeypatch, losses, *, drift=0.0, snapshot=True, size=2):
     """Train the same on all processes, but for their losses; the last one's weights drift."""
-
     nets = [network() for _ in range(size)]  # one after another: threads share the random stream
 
     def work(rank):
