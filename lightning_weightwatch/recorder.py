@@ -29,6 +29,7 @@ from lightning_weightwatch.meters import (
     leaves_gradients_alone,
     owned,
 )
+from lightning_weightwatch.meters.replicas import COPIES
 from lightning_weightwatch.parameters import Parameter, is_plain, unmeasurable, values
 from lightning_weightwatch.parcel import Parcel, upload
 from lightning_weightwatch.ring import Ring, Rows
@@ -44,7 +45,7 @@ class _Columns:
     device: Tensor
 
 
-_LOCAL = {"broken", "losses", "has_loss", "step", "broken_loss", "copy_norm", "copy_square", "copy_sum"}
+_LOCAL = {"broken", "losses", "has_loss", "step", "broken_loss", *COPIES}
 """What replicas may differ in, and must merge."""
 
 _TWINS = 2  # of the first snapshots: units that begin equal stay equal
@@ -170,7 +171,7 @@ class GradientRecorder:
         self._note(step, optimizer, batch)
         if self._snapshot is not None:
             unscaled = shares if scale is None else [g / scale.to(g.device) for g in shares]
-            self._snapshot.gradients(id(optimizer), columns, unscaled)
+            self._snapshot.gradients(id(optimizer), columns, unscaled, step)
         if loss is not None:
             self._ring.put(self._loss_column, self._loss_column, loss)
 
@@ -254,7 +255,7 @@ class GradientRecorder:
         steps[rows.places] = rows.steps
         slots = self._replicas.losses(rows.numbers[:, self._loss_column], upload(steps, self._ring.like))
         if due is not None and self._weights is None:
-            slots |= self._replicas.weights(due.partials["weight/sum_sq"])
+            slots |= self._replicas.weights(due.partials["weight/sum_sq"], due.partials["weight"])
         return slots
 
     def _uploaded(self, known: Mapping[str, NDArray[np.float64]]) -> dict[str, Tensor]:

@@ -73,8 +73,15 @@ class SnapshotMeter:
         self._before: dict[int, tuple[list[int], list[Tensor]]] = {}
         self._done: set[tuple[str, int]] = set()
 
-    def gradients(self, optimizer: int, columns: Sequence[int], gradients: Sequence[Tensor]) -> None:
-        """Measure gradients, unscaled and as plain local tensors; of several steps of an optimizer the first."""
+    def gradients(
+        self, optimizer: int, columns: Sequence[int], gradients: Sequence[Tensor], step: int | None = None
+    ) -> None:
+        """Measure gradients, unscaled and as plain local tensors; of several steps of an optimizer the first.
+
+        It was begun with a batch; its step is that of the first gradients, if ``step`` tells it.
+        """
+        if step is not None and not self._done:
+            self.step = step
         if self._first("gradient", optimizer) and columns:
             for key, part in stats.measure(_GRADIENT, gradients).items():
                 self._put(f"gradient/{key}", columns, part)

@@ -44,13 +44,9 @@ class Cadence:
         """The distance in steps as it is now."""
         return self._every * self.stride
 
-    def is_due(self, step: int) -> bool:
-        """Whether ``step`` is due, without using it up."""
-        return self._next is None or step >= self._next
-
     def due(self, step: int) -> bool:
         """Whether ``step`` is due; each step is due once."""
-        if not self.is_due(step):
+        if self._next is not None and step < self._next:
             return False
         self._used += 1
         if self._used == self._double_after:

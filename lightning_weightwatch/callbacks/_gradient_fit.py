@@ -19,7 +19,7 @@ from lightning_weightwatch.callbacks._gradient_page import GradientPage
 from lightning_weightwatch.callbacks._listening import Ear
 from lightning_weightwatch.callbacks._names import select_or_warn
 from lightning_weightwatch.callbacks._replaying import Replayer
-from lightning_weightwatch.callbacks._setup import bears_listening, setup_of
+from lightning_weightwatch.callbacks._setup import setup_of, why_unheard
 from lightning_weightwatch.callbacks._state import unpacked
 from lightning_weightwatch.callbacks._step_hooks import StepHooks
 from lightning_weightwatch.callbacks._trainer import StrategyKind
@@ -57,7 +57,7 @@ class Memory:
     evidence: Evidence
     page: GradientPage
 
-    def remember(self, gathered: Gathered, validations: list[Validation]) -> None:
+    def remember(self, gathered: Gathered, validations: list[tuple[int, Any, str]]) -> None:
         """Take over what a flush brought, and the validations that came since the last one."""
         for i, step in enumerate(gathered.steps):
             self.evidence.add(
@@ -72,7 +72,8 @@ class Memory:
             )
         if gathered.snapshot is not None:
             self.evidence.add_snapshot(gathered.snapshot)
-        readings = (gathered.dead, gathered.listened, gathered.replicas, *validations)
+        validated = [Validation(step, float(loss), name) for step, loss, name in validations]  # read with the rest
+        readings = (gathered.dead, gathered.listened, gathered.replicas, *validated)
         for reading in readings:
             if reading is not None:
                 self.evidence.add_reading(reading)
@@ -114,7 +115,7 @@ class GradientFit:
     sinks: Sinks = field(default_factory=Sinks)
     memory: Memory | None = None
     remembered: Mapping[str, Any] = field(default_factory=dict)
-    validations: list[Validation] = field(default_factory=list)
+    validations: list[tuple[int, Any, str]] = field(default_factory=list)
     ear: Ear = field(default_factory=Ear)
     batch: int = -1
     replayer: Replayer | None = None
@@ -168,7 +169,7 @@ class GradientFit:
             clipping=self.clipping,
             device=pl_module.device,
         )
-        self.planned, self.remembered = planned, remembered
+        self.planned, self.remembered, self.asked_at = planned, remembered, -1
         if self.plan.statistics_every is not None:
             self.statistics, self.early = Cadence.every(self.plan.statistics_every), 0
         else:
@@ -234,32 +235,36 @@ class GradientFit:
         if self.recorder is not None and self.measured.get(id(optimizer)) == step:
             self.recorder.after_step(step, optimizer, clipped)
 
-    def begin_snapshot(self, step: int) -> None:
-        """Take full statistics of each optimizer's first step after a flush, if they are due.
+    def begin_snapshot(self, step: int) -> bool:
+        """Take full statistics of each optimizer's first step from here on, if they are due; say whether they are.
 
-        Processes merge what they have, so this must not depend on what went well on one of them.
+        They are due at the first batch after a flush: of the first flushes, as most illnesses begin there, and then now
+        and then. Processes merge what they have, so this must not depend on what one of them does: it may leave out a
+        step of its optimizer.
         """
-        if self.recorder is not None and self.flushed > self.asked_at:
-            due = self.takes_statistics(step)
-            self.asked_at = self.flushed
-            if due:
-                self.statistics.due(step)
-                self.early -= 1
-                self.recorder.begin_snapshot(step)
+        if self.recorder is None or self.flushed <= self.asked_at:
+            return False
+        self.asked_at = self.flushed
+        due = self.statistics.due(step) or self.early > 0
+        if due:
+            self.early -= 1
+            self.recorder.begin_snapshot(step)
+        return due
 
-    def takes_statistics(self, step: int) -> bool:
-        """Whether full statistics are due at a step: of the first flushes, as most illnesses begin there."""
-        return self.flushed > self.asked_at and (self.early > 0 or self.statistics.is_due(step))
-
-    def begin_batch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Listen to the forward pass that follows, if full statistics are taken of its step."""
+    def begin_batch(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, is_due: bool
+    ) -> None:
+        """Take note of a batch, and listen to its forward pass if full statistics are due."""
         self.batch = batch_idx
         if self.replayer is not None:
             self.replayer.note(batch, batch_idx)
-        step = _trainer.log_step(trainer)
-        due = self.recorder is not None and self.takes_statistics(step)
-        if self.recorder is not None and due and bears_listening(pl_module, trainer.optimizers):
-            self.ear.enter(step, self.recorder.names, batch)
+        if not is_due or self.recorder is None:
+            return
+        why_not = why_unheard(pl_module, trainer.optimizers)
+        if why_not:
+            self.ear.unheard.add(why_not)
+        else:
+            self.ear.enter(_trainer.log_step(trainer), self.recorder.names, batch)
 
     def end_batch(self) -> None:
         """Take note that a batch has ended, and with it every step of an optimizer."""
@@ -301,7 +306,7 @@ class GradientFit:
         """Note the loss of a validation that has just ended."""
         found = _trainer.validation_loss(trainer)
         if found is not None and self.recorder is not None:
-            self.validations.append(Validation(_trainer.log_step(trainer), *found))
+            self.validations.append((_trainer.log_step(trainer), *found))
 
     def known_optimizers(self, trainer: pl.Trainer) -> list[Optimizer]:
         """Return every optimizer, also those that Lightning does not know."""

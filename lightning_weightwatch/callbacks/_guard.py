@@ -40,6 +40,7 @@ def guarded(hook: Hook) -> Hook:
         except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
             self.broken = True
             _report(f"{type(self).__name__}.{hook.__name__}", error, "It is switched off, the training goes on.")
+            _release(self)
 
     return _untraced(wrapper)  # type: ignore[return-value]  # functools.wraps keeps the signature
 
@@ -61,6 +62,14 @@ def deferred(work: Work) -> Work:
             return None
 
     return _untraced(wrapper)  # type: ignore[return-value]  # functools.wraps keeps the signature
+
+
+def _release(callback: Any) -> None:
+    """Take away what a callback that was switched off has hooked; it would stay for the rest of the run."""
+    try:
+        getattr(getattr(callback, "_fit", None), "let_go", lambda: None)()
+    except Exception as error:  # noqa: BLE001 - as above
+        _report("Letting go", error, "Some hooks stay.")
 
 
 def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:

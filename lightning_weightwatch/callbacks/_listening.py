@@ -11,9 +11,14 @@ from lightning_weightwatch.sinks import log
 
 
 class Ear:
-    """Enters a ``Listener`` and leaves it again, whatever happens in between."""
+    """Enters a ``Listener`` and leaves it again, whatever happens in between.
+
+    Attributes:
+        unheard: Why forward passes were not listened to, where they were not.
+    """
 
     def __init__(self) -> None:
+        self.unheard: set[str] = set()
         self._targets = Targets()
         self._inside: Listener | None = None
         self._heard: Listener | None = None
@@ -46,4 +51,5 @@ class Ear:
         if listener.failure is None:
             self._heard = listener
         else:
+            self.unheard.add(f"it failed: {type(listener.failure).__name__}: {listener.failure}")
             log.debug("Listening to a forward pass failed:", exc_info=listener.failure)

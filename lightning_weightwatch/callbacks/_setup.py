@@ -66,11 +66,12 @@ def is_compiled(module: nn.Module, optimizers: Sequence[Optimizer] = ()) -> bool
     return parts or any("_torchdynamo_orig_callable" in vars(function) for function in functions)
 
 
-def bears_listening(module: nn.Module, optimizers: Sequence[Optimizer] = ()) -> bool:
-    """Whether a forward pass is the same while a function mode is entered.
+def why_unheard(module: nn.Module, optimizers: Sequence[Optimizer] = ()) -> str:
+    """Say why a forward pass would not be the same while a function mode is entered; nothing, if it would.
 
     What is compiled would be compiled anew, and attention of torch that does not train leaves its fast path.
     """
     fast = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
-    at_rest = any(isinstance(part, fast) and not part.training for part in module.modules())
-    return not at_rest and not is_compiled(module, optimizers)
+    if any(isinstance(part, fast) and not part.training for part in module.modules()):
+        return "attention that does not train would leave its fast path"
+    return "it is compiled" if is_compiled(module, optimizers) else ""

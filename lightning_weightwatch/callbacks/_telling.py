@@ -55,8 +55,10 @@ def tell_unmeasured(trainer: pl.Trainer, pl_module: pl.LightningModule, fit: Gra
         _trainer.tell(
             trainer, f"weightwatch: norms after clipping not measured: the step of {who} may change gradients."
         )
-    if fit.memory.evidence.setup.compiled:
-        _trainer.tell(trainer, "weightwatch: activations, loss functions and inputs not listened to: it is compiled.")
+    for reason in sorted(fit.ear.unheard):
+        _trainer.tell(trainer, f"weightwatch: activations, loss functions and inputs not listened to: {reason}.")
+    if fit.kind == "sharded":
+        _trainer.tell(trainer, "weightwatch: equal rows of weights not looked for: a process holds parts of them.")
     waiting = {name for name, tensor in named_tensors(pl_module).items() if tensor.requires_grad}
     waiting -= fit.seen | fit.recorder.unmeasured.keys()
     unseen = [p.name for p in fit.recorder.parameters if p.name in waiting]

@@ -111,8 +111,8 @@ def planned_steps(trainer: Any) -> int | None:
     return int(planned) if planned != float("inf") and planned > 0 else None
 
 
-def validation_loss(trainer: Any) -> tuple[float, str] | None:
-    """Return the loss of a validation that has just ended, and its name; ``None`` where none was logged."""
+def validation_loss(trainer: Any) -> tuple[Any, str] | None:
+    """Return the loss of a validation that has just ended, still on its device, and its name; or ``None``."""
     # The public ``callback_metrics`` reduces over processes when it is looked at; this is what was reduced last.
     known = getattr(trainer._logger_connector, "_callback_metrics", {})  # noqa: SLF001
     metrics = {} if trainer.sanity_checking else known
@@ -120,7 +120,7 @@ def validation_loss(trainer: Any) -> tuple[float, str] | None:
     if not names:
         return None
     name = min(names, key=lambda name: (len(name), name))
-    return float(metrics[name]), name
+    return metrics[name], name
 
 
 def has_grad_scaler(trainer: Any) -> bool:

@@ -207,13 +207,14 @@ class GradientHealthMonitor(pl.Callback):
             fit.hooks.watch(*trainer.optimizers)
             self._prepare(trainer, pl_module)  # here all processes meet; one may leave out its first step
 
-    @deferred
+    @guarded
     @timed
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin to listen to the forward pass, when it is due."""
-        self._fit.begin_batch(trainer, pl_module, batch, batch_idx)
+        """Begin full statistics when they are due, on all processes, and listen to the forward pass."""
+        due = self._fit.begin_snapshot(_trainer.log_step(trainer))
+        self._note(self._fit.begin_batch, trainer, pl_module, batch, batch_idx, due)
 
     @deferred
     @timed
@@ -322,11 +323,9 @@ class GradientHealthMonitor(pl.Callback):
             chosen = fit.choose(trainer, pl_module, self.include, self.exclude)
             if not fit.recorder.watches(chosen, named_tensors(pl_module)):
                 self._prepare(trainer, pl_module)
+                fit.begin_snapshot(step)
             fit.recorder.accept(optimizer)
-        measures = fit.measures(step, optimizer)
-        if measures:
-            fit.begin_snapshot(step)
-        return measures
+        return fit.measures(step, optimizer)
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
         hooks = self._fit.hooks

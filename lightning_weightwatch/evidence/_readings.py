@@ -241,7 +241,7 @@ class Replicas:
     Attributes:
         step: The step.
         spread: For each parameter the standard deviation of the norm of its copies over their mean, shape ``[P]``; 0
-            where all are the same, Inf where only some are finite.
+            where all are the same, Inf where only some are finite, NaN where not all processes measured it.
         odd: The processes whose copy is not that of the majority.
     """
 

@@ -38,5 +38,10 @@ def learning_rate(optimizers: Iterable[Optimizer]) -> float:
         0.1
     """
     rates = [group.get("lr") for optimizer in optimizers for group in optimizer.param_groups]
-    known = [float(rate) for rate in rates if rate is not None and not getattr(rate, "is_cuda", False)]
+    known = [float(rate) for rate in rates if rate is not None and _is_on_host(rate)]
     return max(known, default=math.nan)
+
+
+def _is_on_host(number: object) -> bool:
+    device = getattr(number, "device", None)
+    return device is None or device.type == "cpu"

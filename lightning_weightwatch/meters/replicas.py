@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_weightwatch import reduce
 
+COPIES = ("copy_norm", "copy_square", "copy_known", "copy_sum", "copy_count")
 SAME = 1e-6  # relative; norms are good to seven digits
 
 
@@ -32,15 +33,17 @@ class ReplicaMeter:
         first = torch.where(losses.isfinite(), never, steps + 1).amin()
         return {"broken_loss": _slot(torch.where(first.isfinite(), first, torch.zeros_like(first)))}
 
-    def weights(self, squares: Tensor) -> dict[str, Tensor]:
-        """Return each parameter's squared norm and its square, as this process's share of a mean, and their sum.
+    def weights(self, squares: Tensor, known: Tensor) -> dict[str, Tensor]:
+        """Return the partials of ``COPIES``: means of norms, of squares and of what is known, and each process's sums.
 
         Args:
             squares: Squared norms, shape ``[P]``.
+            known: 1 where a norm was measured in this process, else 0.
         """
         share = 1.0 / reduce.world_size()
         norms = squares.double().sqrt()
-        return {"copy_norm": norms * share, "copy_square": squares.double() * share, "copy_sum": _slot(norms.sum())}
+        means = {"copy_norm": norms * share, "copy_square": squares.double() * share, "copy_known": known * share}
+        return means | {"copy_sum": _slot(norms.sum()), "copy_count": _slot(known.sum())}
 
 
 def broken_losses(slots: NDArray[np.float64]) -> dict[int, int]:
@@ -56,8 +59,11 @@ def broken_losses(slots: NDArray[np.float64]) -> dict[int, int]:
 def spread(found: Mapping[str, NDArray[np.float64]]) -> tuple[NDArray[np.float64], tuple[int, ...]]:
     """Return by how much the copies of each parameter differ, and whose copy is not that of the majority.
 
+    What a process has not measured, as it left out the step, is not compared.
+
     Returns:
-        The standard deviation of its norm over processes, relative to their mean, shape ``[P]``; and the odd processes.
+        The standard deviation of its norm over processes, relative to their mean, shape ``[P]``, NaN where not all have
+        measured it; and the odd processes.
     """
     mean, square, sums = found["copy_norm"], found["copy_square"], found["copy_sum"]
     broken = ~np.isfinite(sums)
@@ -66,6 +72,9 @@ def spread(found: Mapping[str, NDArray[np.float64]]) -> tuple[NDArray[np.float64
     relative = np.where(relative > 1e-7, relative, 0.0)  # a difference of equal numbers is known to half their digits
     if broken.any() and not broken.all():
         relative = np.where(np.isfinite(mean), relative, np.inf)
+    relative = np.where(found["copy_known"] > 1 - 1e-9, relative, np.nan)
+    if np.ptp(found["copy_count"]) > 0:
+        return relative, ()
     typical = np.median(np.where(broken, np.inf, sums))
     odd: list[int] | NDArray[np.int64] = (
         np.flatnonzero(~(np.abs(sums - typical) <= SAME * np.abs(typical))) if np.isfinite(typical) else []

@@ -475,3 +475,13 @@ class SkipsAndNotes(SkipsAStep):
 
     def on_train_end(self) -> None:
         (Path(self.trainer.default_root_dir) / f"own{self.global_rank}").write_text(json.dumps(self.own))
+
+
+@pytest.mark.parametrize("at", [0, 5])
+def test_full_statistics_that_one_process_has_not_begun_leave_nobody_waiting(at: int, tmp_path: Path) -> None:
+    """The copies of the weights travelled with them, so that processes merged blocks of different sizes."""
+    model = type("SkipsOne", (SkipsAStep,), {"at": at})
+    arguments = {"every_n_steps": 1, "statistics_every_n_steps": 5, "max_overhead": None}
+    own, other = diaries(tmp_path, model, impatient, **arguments)
+    assert own["steps"] == list(range(24))
+    assert not any([*own["broken"], *other["broken"]])

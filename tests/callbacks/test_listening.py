@@ -303,3 +303,28 @@ def test_passes_are_heard_as_often_as_statistics_are_taken(monkeypatch):
     monitor, seen = remembered(every_n_steps=1, statistics_every_n_steps=3)
     fits.fit(nets.Net, [monitor], max_epochs=1)
     assert [one.step for one in seen[-1].listened] == [one.step for one in seen[-1].snapshots] == [0, 3, 6]
+
+
+def test_a_monitor_that_is_switched_off_within_a_forward_pass_stops_listening(monkeypatch):
+    """Its mode stayed entered, and slowed every call of torch for the rest of the run."""
+    entered = []
+
+    class Net(nets.Net):
+        def training_step(self, batch, batch_idx):
+            entered.append(torch._C._len_torch_function_stack())
+            return super().training_step(batch, batch_idx)
+
+    monkeypatch.setattr(GradientHealthMonitor, "_measure", lambda *_: 1 / 0)
+    monitor = GradientHealthMonitor(max_overhead=None)
+    fits.fit(Net, [monitor])
+    assert monitor.broken
+    assert entered == [1, *[0] * 15]
+    assert monitor._fit.hooks is None
+
+
+def test_a_listening_that_fails_is_told(monkeypatch, capsys):
+    """Nothing was said, and so no finding about inputs passed for health."""
+    monkeypatch.setattr(listening, "input_numbers", lambda _: 1 / 0)
+    fits.fit(nets.Net, [GradientHealthMonitor()])
+    words = "weightwatch: activations, loss functions and inputs not listened to: it failed: ZeroDivisionError"
+    assert capsys.readouterr().out.count(words) == 1

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.compile import from_compiled
 from torch import nn
 
 from lightning_weightwatch.callbacks import _trainer
-from lightning_weightwatch.callbacks._setup import bears_listening, dropout_of, is_compiled, setup_of
+from lightning_weightwatch.callbacks._setup import dropout_of, is_compiled, setup_of, why_unheard
 from lightning_weightwatch.callbacks._state import packed, unpacked
 from tests.helpers import fits, nets
 from tests.never.listening import remembered
@@ -136,13 +136,13 @@ class Attribute(nets.Net):
 def test_a_part_or_a_method_that_was_compiled_is_seen(net):
     assert is_compiled(net())
     assert setup_of(net(), [], 1).compiled
-    assert not bears_listening(net())
+    assert why_unheard(net())
 
 
 @pytest.mark.parametrize("net", [nets.Net, Attribute, nets.Strange], ids=lambda net: net.__name__)
 def test_where_nothing_is_compiled_that_is_seen_too(net):
     assert not is_compiled(net())
-    assert bears_listening(net())
+    assert not why_unheard(net())
 
 
 def test_a_function_beside_the_class_that_was_compiled_is_seen(monkeypatch):
@@ -159,10 +159,10 @@ def test_a_compiled_step_of_an_optimizer_is_seen():
     """The forward pass runs within it, under automatic optimization."""
     net = nets.Net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    assert bears_listening(net, [optimizer])
+    assert not why_unheard(net, [optimizer])
     optimizer.step = compiled(optimizer.step)
     assert is_compiled(net, [optimizer])
-    assert not bears_listening(net, [optimizer])
+    assert why_unheard(net, [optimizer])
 
 
 def test_a_module_that_lightning_took_out_of_its_wrapper_is_seen():
@@ -181,9 +181,9 @@ def test_attention_that_does_not_train_would_leave_its_fast_path(part):
     """Its results differed in the last digits on the steps that were listened to."""
     net = nets.Net()
     net.teacher = part
-    assert bears_listening(net.train())
+    assert not why_unheard(net.train())
     net.teacher.eval()
-    assert not bears_listening(net)
+    assert why_unheard(net)
     assert not is_compiled(net)
 
 

@@ -60,7 +60,7 @@ def test_an_optimizer_without_a_learning_rate_has_none():
 
 def test_a_rate_that_lies_on_a_device_is_not_waited_for():
     class OnDevice(float):
-        is_cuda = True
+        device = torch.device("cuda")
 
     one, other = torch.optim.SGD(parameters(), lr=0.1), torch.optim.SGD(parameters(), lr=0.2)
     other.param_groups[0]["lr"] = OnDevice(0.2)

@@ -47,8 +47,19 @@ def test_a_loss_that_breaks_at_step_0_is_not_taken_for_none(monkeypatch):
 
 
 def copies(monkeypatch, *norms):
-    squares = [[norm**2 for norm in mine] for mine in norms]
-    return spread(merged(monkeypatch, lambda m, mine: m.weights(torch.tensor(mine, dtype=torch.float64)), squares))
+    """Compare copies; what is ``None`` was not measured by that process."""
+
+    def weights(meter, mine):
+        known = torch.tensor([float(norm is not None) for norm in mine], dtype=torch.float64)
+        return meter.weights(torch.tensor([(norm or 0.0) ** 2 for norm in mine], dtype=torch.float64), known)
+
+    return spread(merged(monkeypatch, weights, norms))
+
+
+def test_what_a_process_has_not_measured_has_not_drifted(monkeypatch):
+    relative, odd = copies(monkeypatch, [1.0, 2.0], [None, 2.0], [1.0, 2.0])
+    assert np.isnan(relative).tolist() == [True, False]
+    assert (relative[1], odd) == (0.0, ())
 
 
 @pytest.mark.parametrize("copy", [[3.0, 0.0, 1e-20, 1e15], [0.1, 0.7, 1 / 3, 7.7]], ids=str)
