@@ -10,6 +10,7 @@ It is not entered where modules are compiled: their guards know which modes are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,6 +48,7 @@ _LOSSES = {
     "huber_loss",
 }
 _NOTHING = torch.zeros(0, device="cpu")
+_ENOUGH = 65_536  # elements that a spread is measured of
 _MOST = 500  # calls of one pass; a loop over time may make any number
 
 
@@ -208,10 +210,9 @@ class Listener(TorchFunctionMode):
             name, flat_ends = clamped(low, high), (low, high) if low < 0 else None
         numbers = {"std": std}
         if flat_ends is None and name in (*_ONE_SIDED, "hardtanh"):
-            by_unit = (plain == 0).movedim(unit or 0, 0).reshape(units, -1)
-            numbers["dead"] = by_unit.all(dim=1).float().mean()
+            numbers["dead"] = (_largest(plain, unit) == 0).float().mean()
         elif flat_ends is not None:
-            exact = plain.float()  # in eight bits 0.97 is another number
+            exact = _some(plain).float()  # in eight bits 0.97 is another number
             numbers["saturated"] = ((exact <= flat_ends[0]) | (exact >= flat_ends[1])).float().mean()
         known = {"function": name, "after": after, "units": units}
         self._heard.append(_Heard(Activation, known, list(numbers), list(numbers.values())))
@@ -275,8 +276,23 @@ def _readable(tensor: Any) -> bool:
 def _std(tensor: Any) -> Tensor | None:
     if not _readable(tensor) or tensor.numel() < 2:
         return None
-    spread: Tensor = tensor.detach().float().std()
+    spread: Tensor = _some(tensor.detach()).float().std()
     return spread
+
+
+def _some(tensor: Tensor) -> Tensor:
+    """Return at most ``_ENOUGH`` elements, taken evenly: what is told of them all changes in its third digit."""
+    flat = tensor.reshape(-1) if tensor.is_contiguous() else tensor.flatten()
+    step = -(-flat.numel() // _ENOUGH)
+    while math.gcd(step, flat.numel()) > 1:  # or it would keep to some channels or columns
+        step += 1
+    return flat[::step]
+
+
+def _largest(tensor: Tensor, unit: int | None) -> Tensor:
+    """Return the largest element of each unit; of none below zero it is 0 where all are."""
+    others = [d for d in range(tensor.dim()) if d != unit]
+    return tensor.amax(dim=others) if others else tensor
 
 
 def _unit_of(tensor: Tensor, matrix: tuple[int, ...]) -> int | None:

@@ -149,6 +149,7 @@ def test_a_snapshot_has_its_step():
 
 def test_copies_are_compared_where_there_was_a_snapshot():
     copies = {"copy_norm": [1.0, 2.0], "copy_square": [1.0, 4.01], "copy_sum": [3.0, 3.0, 3.2]}
+    copies |= {"copy_known": [1.0, 1.0], "copy_count": [2.0, 2.0, 2.0]}
     found = sent(copies | {key: part.numpy() for key, part in SNAPSHOT.items()}, snapshot_step=8).replicas
     assert (type(found), found.step, found.odd) == (Replicas, 8, (2,))
     assert found.spread.tolist() == [0.0, pytest.approx(0.05)]

@@ -3,6 +3,7 @@
 import contextlib
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own short name
@@ -418,3 +419,18 @@ def test_numbers_find_their_reading_among_many():
     assert [a.std for a in heard.activations] == [pytest.approx(t.std().item()) for t in (h, h.relu(), h.relu())]
     assert heard.losses[0].target_std == pytest.approx(y.std(correction=0).item())
     assert [(i.name, i.abs_max) for i in heard.inputs] == [("batch['x']", x.abs().max().item())]
+
+
+@pytest.mark.parametrize("shape", [(64, 3000), (50, 16, 20, 20), (70_000, 3), (200_000, 1)])
+def test_a_spread_of_some_elements_is_that_of_all(shape):
+    """Columns differ in spread, so a sample that kept to some of them would show."""
+    columns = np.linspace(0.1, 3.0, shape[1])
+    x = np.random.default_rng(0).standard_normal(shape) * columns.reshape(1, -1, *[1] * (len(shape) - 2))
+    x = torch.from_numpy(x).float().requires_grad_()
+    with listening.Listener(0, {}, None, Targets()) as listener:
+        torch.tanh(x)
+    listener.close()
+    (heard,) = listener.read(listener.numbers.numpy()).activations
+    exact = x.detach().numpy()
+    assert heard.std == pytest.approx(exact.std(), rel=0.02)
+    assert heard.saturated == pytest.approx((np.abs(np.tanh(exact)) >= 0.97).mean(), abs=0.01)

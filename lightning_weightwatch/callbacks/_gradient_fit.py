@@ -31,7 +31,7 @@ from lightning_weightwatch.recorder import GradientRecorder, Gradients
 from lightning_weightwatch.sinks import Sinks, log
 
 _SNAPSHOTS = 200  # full statistics in a run
-_EARLY = 5  # flushes at the start of a run that come with full statistics
+_EARLY = 3  # flushes at the start of a run that come with full statistics: more found nothing earlier
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class GradientHealthMonitor(pl.Callback):
             every step.
         window: Steps that rules look back on.
         statistics_every_n_steps: Take full statistics (``snapshot``) so often, at the flush that follows; ``None``
-            takes the first five flushes and then the Trainer's ``log_every_n_steps``, but at most 200 in a run.
+            takes the first three flushes and then the Trainer's ``log_every_n_steps``, but at most 200 in a run.
         max_overhead: The largest share of the training time that watching may take. Above it, once the excess has
             come to 5 seconds, only every second, fourth... step is measured, on all ranks alike, and it says so.
             ``None`` keeps the cadence fixed, and the log reproducible.

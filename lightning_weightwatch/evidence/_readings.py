@@ -123,8 +123,8 @@ class Activation:
         units: Its units: channels of an image, else the last dimension.
         dead: The share of units that gave zero for every sample (functions that are zero on one side), else NaN.
         saturated: The share of elements at the flat ends: beyond 0.97 of tanh's range, 0.03 from the ends of
-            sigmoid's; NaN for functions without two flat ends.
-        std: The standard deviation of what goes in.
+            sigmoid's; NaN for functions without two flat ends. Of at most 65,536 elements, taken evenly.
+        std: The standard deviation of what goes in, of as many.
         feeds_loss: Whether a loss function takes its output.
     """
 

@@ -8,7 +8,7 @@ is judged by the rows of its weight, if that is small enough to be read on every
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -94,12 +94,16 @@ def _silent(gradient: Tensor) -> Tensor:
 
 
 def _with_units(parameters: Sequence[Parameter]) -> list[int]:
-    """Return the biases, and of layers that have none, the small weights; what is trained sparsely is left out."""
+    """Return the biases, and of layers that have none, the small weights; what is trained sparsely is left out.
+
+    A layer that a norm follows has its units' biases there.
+    """
     biased = {p.layer for p in parameters if _is_units_bias(p)}
+    followed = {one.name for one, other in pairwise(parameters) if other.kind == "norm"}
     return [
         i
         for i, p in enumerate(parameters)
-        if _is_units_bias(p) or (p.is_matrix and p.layer not in biased and p.numel <= _SMALL)
+        if _is_units_bias(p) or (p.is_matrix and p.layer not in biased and p.name not in followed and p.numel <= _SMALL)
     ]
 
 

@@ -129,7 +129,10 @@ def test_a_step_without_a_gradient_neither_adds_to_a_streak_nor_ends_it():
 NETS = {
     "biases, and no weight beside one": (nn.Sequential(nn.Linear(3, 4), nn.Conv1d(4, 5, 1)), {1: 4, 3: 5}),
     "a weight without a bias": (nn.Linear(3, 4, bias=False), {0: 4}),
-    "a convolution before a norm": (nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)), {0: 4, 2: 4}),
+    "a convolution before a norm, whose bias is that of its units": (
+        nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)),
+        {2: 4},
+    ),
     "a weight too large to look at": (nn.Linear(300, 300, bias=False), {}),
     "an embedding": (nn.Embedding(9, 3), {}),
     "a recurrent layer": (nn.LSTM(3, 4), {2: 16, 3: 16}),
