@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_weightwatch import stats
 from lightning_weightwatch.parameters import describe, values
+from lightning_weightwatch.replay import random_streams_kept
 
 
 def probe(model: nn.Module, batch: Any, loss_fn: Callable[[Any, Any], Tensor] | None) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def probe(model: nn.Module, batch: Any, loss_fn: Callable[[Any, Any], Tensor] | 
         return {"skipped": f"{without[0].name}: {without[0].unmeasurable}"}
     held = dict(model.named_parameters()) | dict(model.named_buffers())
     args, named = _as_arguments(inputs)
-    with torch.no_grad(), _rng_kept({t.device for t in held.values()}):
+    with torch.no_grad(), random_streams_kept(model):
         copies = {name: tensor.detach().clone() for name, tensor in held.items()}
         output = functional_call(model, copies, args, named)
         told = _output_numbers(output)
@@ -63,19 +61,3 @@ def _tensors_in(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, (Mapping, list, tuple)):
         for item in output.values() if isinstance(output, Mapping) else output:
             yield from _tensors_in(item)
-
-
-@contextmanager
-def _rng_kept(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Put every random stream a forward pass may draw from back to where it was."""
-    python, array, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    others = [(torch.get_device_module(d), () if d.type == "mps" else (d,)) for d in devices if d.type != "cpu"]
-    states = [module.get_rng_state(*which) for module, which in others]
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)
-        torch.set_rng_state(cpu)
-        for (module, which), state in zip(others, states, strict=True):
-            module.set_rng_state(state, *which)

@@ -48,6 +48,9 @@ def test_the_quickstart_shows_a_healthy_and_a_sick_run(
     assert "where                net.1.weight, net.3.weight, net.5.weight, net.7.weight, net.9.weight\n" in sick
     first = re.search(r"WARNING at step (\d+): vanishing_gradients", told)
     assert int(first.group(1)) < 50
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    (quoted,) = re.findall(r"```\n(weightwatch: WARNING.*?)```", readme, re.DOTALL)
+    assert as_on_any_machine(quoted) in as_on_any_machine(told)
     assert f"tensorboard --logdir {tmp_path}/quickstart" in told
 
 
@@ -59,6 +62,11 @@ def test_the_quickstarts_pages_hold_what_is_promised(monkeypatch: pytest.MonkeyP
     for seen in (healthy, sick):
         assert {"health/0 report", "health/1 init audit"} <= seen.tags("images")
         assert {"health/seed", "health/init audit"} <= seen.tags("tensors")
+
+
+def as_on_any_machine(text: str) -> str:
+    """Return it in one line, without the digits that depend on how a machine adds up."""
+    return re.sub(r"\d\.\de[+-]\d\d", "#", " ".join(text.split()))
 
 
 def test_the_yaml_example_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

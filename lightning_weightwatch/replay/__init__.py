@@ -5,7 +5,7 @@ gradients and the random streams as it found them. When that is done in a traini
 """
 
 from lightning_weightwatch.replay._batch import Kept
-from lightning_weightwatch.replay._intact import RandomStates, accelerators, swapped
+from lightning_weightwatch.replay._intact import RandomStates, accelerators, random_streams_kept, swapped
 from lightning_weightwatch.replay._numbers import all_finite
 from lightning_weightwatch.replay._replay import Phase, Replayed, looked_at, replay, why_not
 
@@ -17,6 +17,7 @@ __all__ = [
     "accelerators",
     "all_finite",
     "looked_at",
+    "random_streams_kept",
     "replay",
     "swapped",
     "why_not",

@@ -61,6 +61,16 @@ def accelerators(module: nn.Module) -> frozenset[torch.device]:
 
 
 @contextmanager
+def random_streams_kept(module: nn.Module) -> Iterator[None]:
+    """Put every random stream that a forward pass may draw from back to where it was."""
+    states = RandomStates.now(accelerators(module))
+    try:
+        yield
+    finally:
+        states.restore()
+
+
+@contextmanager
 def swapped(owner: Any, **wanted: Any) -> Iterator[None]:
     """Give an object other attributes for a while.
 

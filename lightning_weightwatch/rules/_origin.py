@@ -21,6 +21,12 @@ def with_batch(evidence: Evidence, row: int) -> str:
     return f"step {evidence.steps[row]}{place}"
 
 
+def of_its_epoch(evidence: Evidence, row: int) -> str:
+    """Return `` (batch 3 of its epoch)`` for a remembered row, with a space before it; nothing where it is unknown."""
+    batch = evidence.batches[row]
+    return "" if np.isnan(batch) else f" (batch {batch:.0f} of its epoch)"
+
+
 def broken_processes(evidence: Evidence, step: int) -> tuple[int, ...]:
     """Return the processes whose own loss was not finite by a step; none where all were, for then it is nobody's own.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_weightwatch.evidence import Evidence, Floats
-from lightning_weightwatch.rules._words import start_of_last_run
+from lightning_weightwatch.rules._runs import start_of_last_run
 
 
 @dataclass(frozen=True)

@@ -32,3 +32,13 @@ def run_up(flags: NDArray[np.bool_]) -> int:
         (2, 2)
     """
     return 0 if flags.all() else len(flags) - int(np.argmin(flags[::-1]))
+
+
+def start_of_last_run(flags: NDArray[np.bool_]) -> int:
+    """Return where the unbroken run of true flags at the end begins; the last place, where that flag is false.
+
+    Example:
+        >>> start_of_last_run(np.array([True, False, True, True])), start_of_last_run(np.array([True, False]))
+        (2, 1)
+    """
+    return min(run_up(flags), len(flags) - 1)

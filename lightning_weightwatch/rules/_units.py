@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lightning_weightwatch.evidence import Activation, Evidence
-from lightning_weightwatch.rules._words import start_of_last_run
+from lightning_weightwatch.rules._runs import start_of_last_run
 from lightning_weightwatch.rules._zeros import last_order, order, zero_matrices
 
 _SATURATED = 0.6  # of the elements: then it is the flat ends that stop the gradient

@@ -58,7 +58,8 @@ from lightning_weightwatch.rules._base import Finding, Rule
 from lightning_weightwatch.rules._learning import learns
 from lightning_weightwatch.rules._profile import Profile, bias_columns, depth_profile, steep_since
 from lightning_weightwatch.rules._robust import must_fall
-from lightning_weightwatch.rules._words import listed, start_of_last_run
+from lightning_weightwatch.rules._runs import start_of_last_run
+from lightning_weightwatch.rules._words import listed
 
 NAME = "exploding_gradients"
 _NOW = 5  # steps whose median is the present

@@ -52,6 +52,7 @@ import numpy as np
 
 from lightning_weightwatch.evidence import Evidence, Floats
 from lightning_weightwatch.rules._base import Finding, Rule
+from lightning_weightwatch.rules._origin import of_its_epoch
 from lightning_weightwatch.rules._robust import jumps, last_of, logs, lost, must_fall, starts, turns
 from lightning_weightwatch.rules._words import listed
 
@@ -118,8 +119,7 @@ def _size(norms: Floats, row: int, times: float) -> str:
 
 
 def _finding(evidence: Evidence, scores: Floats, row: int, z: float, harm: str) -> Finding:
-    step, batch, norm = evidence.steps[row], evidence.batches[row], evidence.global_norm[row]
-    where = "" if np.isnan(batch) else f" (batch {int(batch)} of its epoch)"
+    step, where, norm = evidence.steps[row], of_its_epoch(evidence, row), evidence.global_norm[row]
     shares = np.nan_to_num(evidence.norms[row] ** 2 / norm**2)
     order = np.argsort(-shares)
     names = [evidence.parameters[i].name for i in order[: int(np.searchsorted(np.cumsum(shares[order]), 0.9)) + 1]]

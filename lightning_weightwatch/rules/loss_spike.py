@@ -53,6 +53,7 @@ import numpy as np
 
 from lightning_weightwatch.evidence import Evidence, Floats
 from lightning_weightwatch.rules._base import Finding, Rule
+from lightning_weightwatch.rules._origin import of_its_epoch
 from lightning_weightwatch.rules._robust import jumps, last_of, logs, lost, must_fall, start_level, starts
 
 NAME = "loss_spike"
@@ -103,8 +104,7 @@ def _scale(losses: Floats) -> Floats:
 
 
 def _finding(evidence: Evidence, scores: Floats, row: int, z: float, *, stays: bool, beyond: bool = False) -> Finding:
-    step, batch, loss = evidence.steps[row], evidence.batches[row], evidence.losses[row]
-    where = "" if np.isnan(batch) else f" (batch {int(batch)} of its epoch)"
+    step, where, loss = evidence.steps[row], of_its_epoch(evidence, row), evidence.losses[row]
     before, now = np.median(last_of(evidence.losses[:row], 20)), np.median(last_of(evidence.losses, 10))
     return Finding(
         rule=NAME,

@@ -48,7 +48,8 @@ from lightning_weightwatch.evidence import Evidence
 from lightning_weightwatch.rules._base import Finding, Rule
 from lightning_weightwatch.rules._origin import only
 from lightning_weightwatch.rules._pace import named
-from lightning_weightwatch.rules._words import listed, start_of_last_run
+from lightning_weightwatch.rules._runs import start_of_last_run
+from lightning_weightwatch.rules._words import listed
 
 NAME = "rank_divergence"
 

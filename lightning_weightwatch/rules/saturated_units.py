@@ -58,8 +58,9 @@ from lightning_weightwatch.evidence import Activation, Evidence, Floats
 from lightning_weightwatch.rules._base import SEVERITIES, Finding, Rule, Severity
 from lightning_weightwatch.rules._inputs import off_scale
 from lightning_weightwatch.rules._learning import learns
+from lightning_weightwatch.rules._runs import start_of_last_run
 from lightning_weightwatch.rules._units import outputs
-from lightning_weightwatch.rules._words import listed, start_of_last_run
+from lightning_weightwatch.rules._words import listed
 
 NAME = "saturated_units"
 _GATES = {"sigmoid", "hardsigmoid"}

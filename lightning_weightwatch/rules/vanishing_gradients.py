@@ -65,8 +65,9 @@ from lightning_weightwatch.evidence import Evidence
 from lightning_weightwatch.rules._base import SEVERITIES, Finding, Rule, Severity
 from lightning_weightwatch.rules._learning import learns
 from lightning_weightwatch.rules._profile import Profile, bias_columns, depth_profile, steep_since
+from lightning_weightwatch.rules._runs import start_of_last_run
 from lightning_weightwatch.rules._units import dead_parameters
-from lightning_weightwatch.rules._words import listed, start_of_last_run
+from lightning_weightwatch.rules._words import listed
 from lightning_weightwatch.rules._zeros import last_order, order, zero_matrices
 
 NAME = "vanishing_gradients"
