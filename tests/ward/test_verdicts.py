@@ -19,7 +19,6 @@ CRIES_WOLF: dict[str, str] = {}
 MISSED = {
     "empty_row_normalised": "the weights break between two snapshots, the loss of the next step is seen first",
     "garbled_batch": "its gradient spike is told; the loss comes down again at once",
-    "attends_to_padding": "it cannot be told from a network whose signal vanishes",
     "broadcast_targets": "shapes are not compared",
 }
 
