@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from lightning_weightwatch._version import __version__
 
 if TYPE_CHECKING:
-    from lightning_weightwatch.audit import InitReport, ParameterVerdict, audit_init
+    from lightning_weightwatch.audit import audit_init
     from lightning_weightwatch.callbacks.gradient_health_monitor import GradientHealthMonitor
     from lightning_weightwatch.callbacks.init_auditor import InitAuditor
     from lightning_weightwatch.callbacks.seed_everything import SeedEverything
     from lightning_weightwatch.callbacks.watch import watch
     from lightning_weightwatch.callbacks.weight_histogram_logger import WeightHistogramLogger
+    from lightning_weightwatch.report import InitReport, ParameterVerdict
     from lightning_weightwatch.rules import Finding
     from lightning_weightwatch.seeding import SeedReport, seed
 
@@ -40,8 +41,8 @@ _HOME = {
     "Finding": "rules",
     "GradientHealthMonitor": "callbacks.gradient_health_monitor",
     "InitAuditor": "callbacks.init_auditor",
-    "InitReport": "audit",
-    "ParameterVerdict": "audit",
+    "InitReport": "report",
+    "ParameterVerdict": "report",
     "SeedEverything": "callbacks.seed_everything",
     "SeedReport": "seeding",
     "WeightHistogramLogger": "callbacks.weight_histogram_logger",

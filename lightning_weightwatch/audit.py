@@ -8,122 +8,31 @@ themselves lie in ``theory``, the illnesses in ``rules``.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_weightwatch import _arguments, stats, structure
-from lightning_weightwatch.parameters import Parameter, describe, named_tensors, values
+from lightning_weightwatch.evidence import Initial, Signal
+from lightning_weightwatch.parameters import Parameter, declared_ties, describe, named_tensors, values
 from lightning_weightwatch.places import places, wiring
 from lightning_weightwatch.probe import probe
+from lightning_weightwatch.report import WORST_FIRST, InitReport, ParameterVerdict, Verdict
 from lightning_weightwatch.rules import Finding, Severity, all_rules
-from lightning_weightwatch.sinks.tables import console_table, escape, markdown_table
 from lightning_weightwatch.theory import Place, Readout, Recognition, default_scheme, origin
 
-Verdict = Literal["ok", "note", "warning", "critical", "skipped"]
 Readouts = Mapping[str, Readout]
 
 STATISTICS = ("moments", "extremes")
-_WORST_FIRST: tuple[Verdict, ...] = ("critical", "warning", "skipped", "note", "ok")
 _VERDICT_OF: dict[Severity, Verdict] = {"critical": "critical", "warning": "warning", "info": "note"}
-_COLUMNS = ("parameter", "shape", "kind", "scheme", "mean", "std", "expected", "verdict")
 _ZEROS = "all zeros: right for the last layer of a residual branch, a head or LoRA's B; elsewhere gradients will tell"
+_UNRECOGNISED = str(Recognition(None))
 _UNKNOWN = "matches no known scheme: loaded, trained, or of the model's own making"
-
-
-@dataclass(frozen=True)
-class ParameterVerdict:
-    """What is said of one parameter.
-
-    Attributes:
-        name: Its dotted name.
-        shape: Its whole shape; ``()`` while it is uninitialised.
-        kind: What it is for, such as ``"convolution"`` or ``"bias"``.
-        scheme: How it was initialised, by name; ``"unrecognised"`` is no illness.
-        std: Its measured standard deviation, or ``None`` where it has none.
-        expected_std: That of its scheme; of PyTorch's default for its layer where the scheme is unrecognised.
-        verdict: The judgement.
-        reason: The judgement in words.
-        mean: Its measured mean, or ``None`` where it has none.
-        nonfinite: How many elements are NaN or Inf.
-        constant: The value of all its elements, if they are the same.
-        trainable: Whether it asks for a gradient.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-    scheme: str
-    std: float | None
-    expected_std: float | None
-    verdict: Verdict
-    reason: str
-    mean: float | None = None
-    nonfinite: int = 0
-    constant: float | None = None
-    trainable: bool = True
-
-
-@dataclass(frozen=True)
-class InitReport:
-    """The verdict on a whole model.
-
-    Attributes:
-        parameters: One verdict for every parameter, in order of registration.
-        findings: The illnesses.
-        resumed: Whether a checkpoint was loaded, so that nothing is said of schemes.
-        probe: What one batch showed: ``output_rms``, ``output_nonfinite``, ``loss``; or why it could not be sent.
-    """
-
-    parameters: tuple[ParameterVerdict, ...]
-    findings: tuple[Finding, ...] = ()
-    resumed: bool = False
-    probe: dict[str, Any] | None = None
-
-    @property
-    def headline(self) -> str:
-        """The verdicts, counted, in one line."""
-        counts = {v: sum(p.verdict == v for p in self.parameters) for v in _WORST_FIRST}
-        told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-        when = "Restored" if self.resumed else "Initial"
-        return f"{when} weights of {len(self.parameters)} parameters: {told or 'none'}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain Python values that ``json`` takes."""
-        return {
-            "resumed": self.resumed,
-            "parameters": [asdict(p) | {"shape": list(p.shape)} for p in self.parameters],
-            "findings": [finding.to_dict() for finding in self.findings],
-            "probe": self.probe and {key: _plain(value) for key, value in self.probe.items()},
-        }
-
-    def to_markdown(self) -> str:
-        """Return a page of markdown: findings, then the table, worst first."""
-        lines = [
-            f"**{self.headline}**",
-            *(f"* {escape(line)}" for line in [*map(str, self.findings), *self._remarks()]),
-        ]
-        return "\n".join([*lines, "", markdown_table(_COLUMNS, self._rows())])
-
-    def __str__(self) -> str:
-        """Draw the table for the console, worst first, and say what is not well."""
-        return "\n".join([console_table(self.headline, _COLUMNS, self._rows()), *self._remarks()])
-
-    def _worst_first(self) -> list[ParameterVerdict]:
-        return sorted(self.parameters, key=lambda p: _WORST_FIRST.index(p.verdict))
-
-    def _rows(self) -> list[list[str]]:
-        return [_row(p) for p in self._worst_first()]
-
-    def _remarks(self) -> list[str]:
-        remarks = [f"{p.verdict} {p.name}: {p.reason}" for p in self._worst_first() if p.verdict != "ok"]
-        if self.probe is not None:
-            remarks.append("one batch: " + ", ".join(f"{key} {_number(value)}" for key, value in self.probe.items()))
-        return remarks
 
 
 def audit_init(model: nn.Module, batch: Any = None, loss_fn: Callable[[Any, Any], Tensor] | None = None) -> InitReport:
@@ -148,8 +57,8 @@ def audit_init(model: nn.Module, batch: Any = None, loss_fn: Callable[[Any, Any]
         _arguments.refuse("audit_init", "model", model, "a torch.nn.Module", remedy, wrong_type=True)
     parameters = describe(model)
     measured = readouts(parameters, measure(parameters, named_tensors(model)))
-    report = judge(parameters, measured)
-    return report if batch is None else replace(report, probe=probe(model, batch, loss_fn))
+    told, signal = (None, None) if batch is None else probe(model, batch, loss_fn)
+    return replace(judge(parameters, measured, signal=signal, declared=declared_ties(model)), probe=told)
 
 
 def measurable(parameters: Sequence[Parameter]) -> list[Parameter]:
@@ -217,6 +126,8 @@ def judge(
     among: Sequence[Parameter] | None = None,
     resumed: bool = False,
     step: int = 0,
+    signal: Signal | None = None,
+    declared: Sequence[tuple[str, str]] = (),
 ) -> InitReport:
     """Judge parameters by their numbers.
 
@@ -227,18 +138,31 @@ def judge(
             from the weight beside it.
         resumed: A checkpoint was loaded: schemes are not judged, NaN and constant matrices still are.
         step: The step the findings are told at.
+        signal: How one batch passed.
+        declared: The ``declared_ties``.
     """
     where = places(parameters if among is None else among)
     verdicts = tuple(_first_verdict(p, where[p.name], measured, resumed) for p in parameters)
-    found = [finding for rule in all_rules("initialisation").values() for finding in rule(verdicts)]
+    fresh = _freshly_drawn(verdicts)
+    initial = Initial(verdicts, signal, resumed, fresh is not None and not resumed, tuple(declared))
+    found = [finding for rule in all_rules("initialisation").values() for finding in rule(initial)]
     findings = tuple(replace(finding, step=step, since_step=step) for finding in found)
-    return InitReport(tuple(_after(findings, v) for v in verdicts), findings, resumed)
+    after = tuple(_after(findings, v) for v in verdicts)
+    return InitReport(after, findings, resumed, signal=signal, fresh=() if resumed else fresh or ())
+
+
+def _freshly_drawn(verdicts: Sequence[ParameterVerdict]) -> tuple[str, ...] | None:
+    """Return the matrices of a known scheme, where most are of none, as after a training; else ``None``."""
+    measured = [v for v in verdicts if v.std and not v.nonfinite]
+    matrices = [v for v in measured if v.kind not in ("norm", "bias") and len(v.shape) > 1]
+    drawn = [v.name for v in matrices if v.scheme != _UNRECOGNISED]
+    return tuple(drawn) if len(drawn) < len(matrices) / 2 else None
 
 
 def _after(findings: Sequence[Finding], verdict: ParameterVerdict) -> ParameterVerdict:
     """Give a parameter the verdict of the worst finding it has a part in."""
     at_it = [_VERDICT_OF[f.severity] for f in findings if verdict.name in f.parameters]
-    return replace(verdict, verdict=min([verdict.verdict, *at_it], key=_WORST_FIRST.index))
+    return replace(verdict, verdict=min([verdict.verdict, *at_it], key=WORST_FIRST.index))
 
 
 def _first_verdict(parameter: Parameter, place: Place, measured: Readouts, resumed: bool) -> ParameterVerdict:
@@ -256,6 +180,8 @@ def _first_verdict(parameter: Parameter, place: Place, measured: Readouts, resum
         std=_finite(readout["std"]),
         mean=_finite(readout["mean"]),
         expected_std=expected.std if expected else None,
+        abs_max=_finite(max(abs(readout["min"]), abs(readout["max"]))),
+        content=_content(readout),
         nonfinite=round(readout["nonfinite"]),
         constant=None if readout["nonfinite"] else constant,
     )
@@ -312,24 +238,15 @@ def _verdict(parameter: Parameter, *, scheme: str, verdict: Verdict, reason: str
         verdict=verdict,
         reason=reason,
         trainable=parameter.trainable,
+        tied=parameter.tied,
+        unmeasurable=parameter.unmeasurable or "",
     )
 
 
-def _row(p: ParameterVerdict) -> list[str]:
-    shape = " x ".join(map(str, p.shape))
-    return [p.name, shape, p.kind, p.scheme, _number(p.mean), _number(p.std), _number(p.expected_std), p.verdict]
+def _content(readout: Readout) -> str:
+    """Return what two tensors with the same elements share, and hardly any two others: a dozen sums over them."""
+    return hashlib.sha256(repr(sorted(readout.items())).encode()).hexdigest()[:16] if "cosine" in readout else ""
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: it is spelled out."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

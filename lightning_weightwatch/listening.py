@@ -10,7 +10,6 @@ It is not entered where modules are compiled: their guards know which modes are 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,10 +23,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import DeviceContext
 
 from lightning_weightwatch.evidence import Activation, InputScale, Listened, LossCall
+from lightning_weightwatch.meters.activity import largest, option, readable, some, spread, unit_of
 from lightning_weightwatch.meters.batch import float_tensors, input_numbers
 from lightning_weightwatch.meters.graph import clamped, fed_by, producer, softmax_units
+from lightning_weightwatch.meters.layers import LayerMeter
 from lightning_weightwatch.meters.targets import Targets
-from lightning_weightwatch.parameters import is_plain
 
 _ONE_SIDED = {"relu", "relu6"}
 _TWO_SIDED: dict[str, tuple[float, float]] = {  # the ends of the range where the slope is small
@@ -48,7 +48,6 @@ _LOSSES = {
     "huber_loss",
 }
 _NOTHING = torch.zeros(0, device="cpu")
-_ENOUGH = 65_536  # elements that a spread is measured of
 _MOST = 500  # calls of one pass; a loop over time may make any number
 
 
@@ -88,6 +87,7 @@ class Listener(TorchFunctionMode):
         names: The parameters' names, by their ``id``.
         batch: What the batch brought; ``close`` lets go of it.
         targets: What is known of the targets of earlier passes.
+        layers: Is told of every function that is called, if it is given.
 
     Example:
         >>> layer = torch.nn.Linear(4, 2)
@@ -99,13 +99,15 @@ class Listener(TorchFunctionMode):
         [('relu', 'weight', 2)]
     """
 
-    def __init__(self, step: int, names: Mapping[int, str], batch: Any, targets: Targets) -> None:
+    def __init__(
+        self, step: int, names: Mapping[int, str], batch: Any, targets: Targets, layers: LayerMeter | None = None
+    ) -> None:
         super().__init__()
         self.step = step
         self.failure: Exception | None = None
         self.is_closed = False
         self.numbers = _NOTHING
-        self._names, self._targets = names, targets
+        self._names, self._targets, self._layers = names, targets, layers
         self._batch: list[tuple[str, Tensor]] = self._quietly(float_tensors, batch) or []
         self._heard: list[_Heard] = []
         self._dropout: list[float] = []
@@ -139,10 +141,11 @@ class Listener(TorchFunctionMode):
     ) -> Any:
         """Call it unchanged, and measure what it gave."""
         kwargs = kwargs or {}
-        name = "" if torch.compiler.is_compiling() else self._name_of(func)
+        hears = not torch.compiler.is_compiling() and self._hears()
+        name = _name_of(func) if hears and len(self._heard) < _MOST else ""
         self._is_deaf |= name == "backward"
         subject = args[0] if args else kwargs.get("input")
-        std = self._quietly(_std, subject) if name in _ACTIVATIONS else None
+        std = self._quietly(spread, subject) if name in _ACTIVATIONS else None
         result = func(*args, **kwargs)
         if std is not None:
             self._quietly(self._activation, name, result, std, args, kwargs)
@@ -150,6 +153,8 @@ class Listener(TorchFunctionMode):
             self._quietly(self._loss, name, subject, args[1] if len(args) > 1 else kwargs.get("target"), kwargs)
         elif name == "dropout":
             self._quietly(self._drops, args, kwargs)
+        if hears and self._layers is not None:
+            self._quietly(self._layers.add, func, args, kwargs, result)
         return result
 
     def close(self) -> None:
@@ -176,16 +181,9 @@ class Listener(TorchFunctionMode):
         inputs = tuple(m for m in made if isinstance(m, InputScale))
         return Listened(self.step, activations, losses, inputs, tuple(self._dropout))
 
-    def _name_of(self, func: Callable[..., Any]) -> str:
-        """Return what a function is to us; nothing where it is not to be measured."""
-        if self._is_deaf or not torch.is_grad_enabled():
-            return ""
-        if _observers() != self._observers or len(self._heard) >= _MOST:
-            return ""
-        try:
-            return _NAMES.get(func, "")
-        except Exception:  # noqa: BLE001 - somebody else's function, which may be no key
-            return ""
+    def _hears(self) -> bool:
+        """Whether what is called now is to be measured."""
+        return not self._is_deaf and torch.is_grad_enabled() and _observers() == self._observers
 
     def _quietly(self, measure: Callable[..., Any], *arguments: Any) -> Any:
         """Measure, unseen by other modes; an error is kept for whoever asks, and ends the listening."""
@@ -199,20 +197,20 @@ class Listener(TorchFunctionMode):
             return None
 
     def _activation(self, name: str, result: Any, std: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        if not _readable(result):
+        if not readable(result):
             return
         after, shape = producer(result, self._names)
-        plain, unit = result.detach(), _unit_of(result, shape)
+        plain, unit = result.detach(), unit_of(result, shape)
         units = 1 if unit is None else int(plain.shape[unit])
         flat_ends = _TWO_SIDED.get(name)
         if name == "hardtanh":
-            low, high = (_option(args, kwargs, i, key, end) for i, key, end in ((1, "min_val", -1), (2, "max_val", 1)))
+            low, high = (option(args, kwargs, i, key, end) for i, key, end in ((1, "min_val", -1), (2, "max_val", 1)))
             name, flat_ends = clamped(low, high), (low, high) if low < 0 else None
         numbers = {"std": std}
         if flat_ends is None and name in (*_ONE_SIDED, "hardtanh"):
-            numbers["dead"] = (_largest(plain, unit) == 0).float().mean()
+            numbers["dead"] = (largest(plain, unit) == 0).float().mean()
         elif flat_ends is not None:
-            exact = _some(plain).float()  # in eight bits 0.97 is another number
+            exact = some(plain).float()  # in eight bits 0.97 is another number
             numbers["saturated"] = ((exact <= flat_ends[0]) | (exact >= flat_ends[1])).float().mean()
         known = {"function": name, "after": after, "units": units}
         self._heard.append(_Heard(Activation, known, list(numbers), list(numbers.values())))
@@ -230,8 +228,8 @@ class Listener(TorchFunctionMode):
         self._heard.append(_Heard(LossCall, known | facts, list(numbers), list(numbers.values())))
 
     def _drops(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        if _option(args, kwargs, 2, "training", True):
-            self._dropout.append(float(_option(args, kwargs, 1, "p", 0.5)))
+        if option(args, kwargs, 2, "training", True):
+            self._dropout.append(float(option(args, kwargs, 1, "p", 0.5)))
 
     def _pack(self) -> None:
         values = [value for heard in self._heard for value in heard.values]
@@ -240,6 +238,14 @@ class Listener(TorchFunctionMode):
         if values:
             device = next((v.device for v in values if v.device.type != "cpu"), values[0].device)
             self.numbers = torch.stack([v.to(device, torch.float32) for v in values])
+
+
+def _name_of(func: Callable[..., Any]) -> str:
+    """Return what a function is to us; nothing where it is not to be measured."""
+    try:
+        return _NAMES.get(func, "")
+    except Exception:  # noqa: BLE001 - somebody else's function, which may be no key
+        return ""
 
 
 def _observers() -> int:
@@ -264,52 +270,9 @@ def _is_default_device(mode: Any) -> bool:
     return isinstance(mode, DeviceContext) and hasattr(mode, "old_device")
 
 
-def _option(args: Sequence[Any], kwargs: Mapping[str, Any], place: int, name: str, default: Any) -> Any:
-    return args[place] if len(args) > place else kwargs.get(name, default)
-
-
-def _readable(tensor: Any) -> bool:
-    """Whether it is a plain tensor of real numbers; of a distributed one, a number would be a collective."""
-    return isinstance(tensor, Tensor) and is_plain(tensor) and not tensor.is_nested and min(tensor.shape, default=0) > 0
-
-
-def _std(tensor: Any) -> Tensor | None:
-    if not _readable(tensor) or tensor.numel() < 2:
-        return None
-    spread: Tensor = _some(tensor.detach()).float().std()
-    return spread
-
-
-def _some(tensor: Tensor) -> Tensor:
-    """Return at most ``_ENOUGH`` elements, taken evenly: what is told of them all changes in its third digit."""
-    flat = tensor.reshape(-1) if tensor.is_contiguous() else tensor.flatten()
-    step = -(-flat.numel() // _ENOUGH)
-    while math.gcd(step, flat.numel()) > 1:  # or it would keep to some channels or columns
-        step += 1
-    return flat[::step]
-
-
-def _largest(tensor: Tensor, unit: int | None) -> Tensor:
-    """Return the largest element of each unit; of none below zero it is 0 where all are."""
-    others = [d for d in range(tensor.dim()) if d != unit]
-    return tensor.amax(dim=others) if others else tensor
-
-
-def _unit_of(tensor: Tensor, matrix: tuple[int, ...]) -> int | None:
-    """Return the dimension of the units: as long as the matrix before has outputs; else channels, or the last.
-
-    ``None`` where all elements are of one unit: its dimension may have been taken away.
-    """
-    last = tensor.dim() - 1
-    usual = min(1, last) if tensor.dim() > 3 or len(matrix) > 2 else last
-    outputs = matrix[:2] if len(matrix) > 2 else matrix[:1]  # transposed convolutions have them second
-    is_one = last == 0 or matrix[:1] == (1,)
-    return next((d for d in (usual, last) if tensor.shape[d] in outputs), None if is_one else usual)
-
-
 def _is_same(one: Tensor, other: Any) -> bool:
     """Whether two tensors hold the same elements, whatever their shapes."""
-    return _readable(other) and one.data_ptr() == other.data_ptr() and one.numel() == other.numel()
+    return readable(other) and one.data_ptr() == other.data_ptr() and one.numel() == other.numel()
 
 
 def _with_feeding(activations: Sequence[Activation], losses: Sequence[LossCall]) -> tuple[Activation, ...]:

@@ -97,6 +97,30 @@ def named_tensors(module: nn.Module) -> dict[str, nn.Parameter]:
     return {clean(name): tensor for name, tensor in module.named_parameters()}
 
 
+def declared_ties(module: nn.Module) -> list[tuple[str, str]]:
+    """Return pairs of names that the module, or a part of it, declares to be one tensor and that are two.
+
+    Libraries of language models write the pairs into ``_tied_weights_keys``, a mapping from the name of one to that of
+    the other, and tie them when the model is made; moving to other memory or copying half of a model parts them again.
+
+    Example:
+        >>> net = nn.ModuleDict({"read": nn.Embedding(4, 2), "write": nn.Linear(2, 4, bias=False)})
+        >>> net._tied_weights_keys = {"write.weight": "read.weight"}
+        >>> declared_ties(net)
+        [('read.weight', 'write.weight')]
+    """
+    held = {clean(name): tensor for name, tensor in module.named_parameters(remove_duplicate=False)}
+    found = []
+    for prefix, part in module.named_modules():
+        declared = getattr(part, "_tied_weights_keys", None)
+        is_meant = getattr(getattr(part, "config", None), "tie_word_embeddings", True)
+        for one, other in declared.items() if isinstance(declared, Mapping) and is_meant else ():
+            pair = tuple(clean(f"{prefix}.{name}" if prefix else str(name)) for name in (other, one))
+            if all(name in held for name in pair) and held[pair[0]] is not held[pair[1]]:
+                found.append((pair[0], pair[1]))
+    return list(dict.fromkeys(found))
+
+
 def describe(module: nn.Module) -> tuple[Parameter, ...]:
     """Tell the facts of every parameter of ``module``, tied ones once.
 

@@ -108,3 +108,28 @@ def _diagonal(tensor: Tensor, groups: int) -> Tensor:
     groups = groups if len(tensor) % groups == 0 else 1
     each = tensor.reshape(groups, len(tensor) // groups, -1)
     return each.diagonal(dim1=1, dim2=2).to(precise(tensor)).sum()
+
+
+def fingerprints(matrix: Tensor) -> Tensor:
+    """Return a number for each row (output unit) that equal rows share: its product with one fixed vector.
+
+    Shape ``[rows]``, float32. The vector is irregular, so that rows with the same sum do not pass for equal.
+    """
+    rows = matrix.detach().reshape(len(matrix), -1).float()
+    places = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=torch.float32)
+    return rows @ torch.cos(places.square() * 0.7345)
+
+
+def is_near(a: Tensor, b: Tensor, tolerance: float) -> Tensor:
+    """Whether numbers are equal but for rounding: relative to themselves, as of many rows most may be small."""
+    return (a - b).abs() <= tolerance * torch.maximum(a.abs(), b.abs())
+
+
+def equals_neighbour(same: Tensor) -> Tensor:
+    """Say of each of n sorted items whether it equals one of its neighbours.
+
+    Args:
+        same: Whether each but the first equals the one before it, shape ``[n - 1]``.
+    """
+    edge = same.new_zeros(1)
+    return torch.cat([same, edge]) | torch.cat([edge, same])

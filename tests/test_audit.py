@@ -363,7 +363,7 @@ def ill() -> InitReport:
 
 def test_json():
     plain = json.loads(json.dumps(ill().to_dict(), allow_nan=False))
-    assert list(plain) == ["resumed", "parameters", "findings", "probe"]
+    assert list(plain) == ["resumed", "fresh", "parameters", "findings", "probe", "signal"]
     assert [p["verdict"] for p in plain["parameters"]] == ["ok", "critical", "skipped"]
     assert plain["parameters"][0]["shape"] == [8, 8]
     assert plain["findings"][0]["rule"] == "non_finite_weights"

@@ -433,7 +433,7 @@ def test_an_error_in_measuring_changes_nothing_and_is_kept(monkeypatch, caplog):
     def fails(*_):
         raise ZeroDivisionError("ours")
 
-    for name in ("producer", "_std", "fed_by", "input_numbers"):
+    for name in ("producer", "spread", "fed_by", "input_numbers"):
         with monkeypatch.context() as patched:
             patched.setattr(listening, name, fails)
             ear = Ear()
@@ -447,7 +447,7 @@ def test_an_error_in_measuring_changes_nothing_and_is_kept(monkeypatch, caplog):
 
 def test_numbers_that_cannot_be_put_together_are_given_up(monkeypatch):
     """The stack raised on leaving, and the monitor was switched off."""
-    monkeypatch.setattr(listening, "_std", lambda x: torch.ones(2) if x.dim() == 2 else torch.ones(1))
+    monkeypatch.setattr(listening, "spread", lambda x: torch.ones(2) if x.dim() == 2 else torch.ones(1))
     ear = Ear()
     ear.enter(0, {}, None)
     work()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from lightning_weightwatch.evidence._curve import LossCurve
 from lightning_weightwatch.evidence._evidence import FIRST, SNAPSHOTS, Evidence
 from lightning_weightwatch.evidence._history import History
+from lightning_weightwatch.evidence._initial import Initial, Layer, Signal, Verdict
 from lightning_weightwatch.evidence._readings import (
     Activation,
     DeadUnits,
@@ -30,13 +31,17 @@ __all__ = [
     "Evidence",
     "Floats",
     "History",
+    "Initial",
     "InputScale",
+    "Layer",
     "Listened",
     "LossCall",
     "LossCurve",
     "Replicas",
     "Setup",
+    "Signal",
     "Snapshot",
     "Validation",
+    "Verdict",
     "Watched",
 ]

@@ -5,7 +5,13 @@ gradients and the random streams as it found them. When that is done in a traini
 """
 
 from lightning_weightwatch.replay._batch import Kept
-from lightning_weightwatch.replay._intact import RandomStates, accelerators, random_streams_kept, swapped
+from lightning_weightwatch.replay._intact import (
+    RandomStates,
+    accelerators,
+    random_streams_kept,
+    remember_all_but_tensors,
+    swapped,
+)
 from lightning_weightwatch.replay._numbers import all_finite
 from lightning_weightwatch.replay._replay import Phase, Replayed, looked_at, replay, why_not
 
@@ -18,6 +24,7 @@ __all__ = [
     "all_finite",
     "looked_at",
     "random_streams_kept",
+    "remember_all_but_tensors",
     "replay",
     "swapped",
     "why_not",

@@ -101,14 +101,24 @@ def remember(module: nn.Module, undo: ExitStack) -> None:
     Gradients are taken off, so that the step finds none and cannot write into them. Objects of the user's own that a
     module has as attributes, such as running averages, are put back as well, but not what they hold deeper down.
     """
-    own = frozenset(_home(m) for m in module.modules()) - _THEIRS
-    _Memory(undo, own).visit(module)
+    _Memory(undo, _own(module)).visit(module)
+
+
+def remember_all_but_tensors(module: nn.Module, undo: ExitStack) -> None:
+    """Arrange the same for whatever else a module holds; its tensors are somebody else's business."""
+    _Memory(undo, _own(module), tensors=False).visit(module)
+
+
+def _own(module: nn.Module) -> frozenset[str]:
+    """Return the packages whose objects are looked into."""
+    return frozenset(_home(m) for m in module.modules()) - _THEIRS
 
 
 class _Memory:
-    def __init__(self, undo: ExitStack, own: frozenset[str]) -> None:
+    def __init__(self, undo: ExitStack, own: frozenset[str], *, tensors: bool = True) -> None:
         self._undo = undo
         self._own = own
+        self._tensors = tensors
         self._seen: dict[int, Any] = {}  # by id; held, so that no other thing gets the id
 
     def visit(self, value: Any, *, objects: bool = True) -> None:
@@ -137,7 +147,7 @@ class _Memory:
                 self.visit(item, objects=objects)
 
     def _tensor(self, tensor: Tensor) -> None:
-        if nn.parameter.is_lazy(tensor) or tensor.is_inference():
+        if not self._tensors or nn.parameter.is_lazy(tensor) or tensor.is_inference():
             return
         if tensor.is_leaf:
             self._undo.callback(_restore_leaf, tensor, tensor.grad, tensor.requires_grad)
