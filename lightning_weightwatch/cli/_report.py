@@ -1,20 +1,15 @@
-"""The console command ``weightwatch``.
+"""``weightwatch report``: say what was found in a run, finished or crashed.
 
-It reads the files that the callbacks leave under ``<log_dir>/weightwatch/``, of a finished or of a crashed run, and
-imports neither torch nor lightning.
+It reads the files that the callbacks leave under ``<log_dir>/weightwatch/``, and imports neither torch nor lightning.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_weightwatch._version import __version__
 from lightning_weightwatch.advice import what_to_try
 from lightning_weightwatch.rules import Finding, first_cause
 from lightning_weightwatch.sinks.files import read_json, read_lines
@@ -23,23 +18,13 @@ HEALTHY, ILL, NOTHING_FOUND = 0, 1, 2
 _FILES = ("seed_report.json", "init_report.json", "findings.jsonl")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(prog="weightwatch", description="What the callbacks found, from their files.")
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True)
+def add_to(commands: Any) -> None:
+    """Add the command to a parser."""
     about = "Exit code: 0 without critical findings, 1 with, 2 if there is no run."
     command = commands.add_parser("report", help="say what was found in one or several runs", epilog=about)
     command.add_argument("log_dir", type=Path, help="a folder that holds one or several runs")
     command.add_argument("--json", action="store_true", help="print JSON for another program")
-    options = parser.parse_args(arguments)
-    try:
-        code = report(options.log_dir, as_json=options.json)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read it, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain once more at its end
-        return HEALTHY
-    return code
+    command.set_defaults(run=lambda options: report(options.log_dir, as_json=options.json))
 
 
 def report(log_dir: Path, *, as_json: bool = False) -> int:
@@ -87,7 +72,3 @@ def _told(run: Path, findings: list[Finding]) -> str:
         tries = what_to_try(f.rule for f in serious)
         lines += ["  what to try, in this order:", *(f"    {topic}: {action}" for topic, action in tries)]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
