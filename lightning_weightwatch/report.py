@@ -137,22 +137,22 @@ class InitReport:
         if self.probe is not None:
             remarks.append("one batch: " + ", ".join(f"{key} {_number(value)}" for key, value in self.probe.items()))
         if self.signal is not None:
-            remarks += [_in_words(self.signal), *(f"not measured: {why}" for why in self.signal.not_measured)]
+            remarks += [in_words(self.signal), *(f"not measured: {why}" for why in self.signal.not_measured)]
         return [remark for remark in remarks if remark]
 
 
-def _in_words(signal: Signal) -> str:
-    """Say in one line how the signal passed."""
-    told = [
-        f"{what} {'grow' if decades > 0 else 'shrink'} by 10^{abs(decades):.1f}"
-        for what, decades in (
-            ("activations", signal.forward_decades),
-            ("gradients on their way back", signal.backward_decades),
-        )
-        if math.isfinite(decades)
-    ]
-    loss = [f"the first loss is {signal.loss:.4g}"] if math.isfinite(signal.loss) else []
-    return f"through {len(signal.layers)} layers " + ", ".join([*told, *loss]) if told or loss else ""
+def in_words(signal: Signal) -> str:
+    """Say in one line how the signal passed.
+
+    Example:
+        >>> in_words(Signal(loss=2.3))
+        'first loss 2.3'
+    """
+    both = (("activations", signal.forward_decades), ("gradients", signal.backward_decades))
+    told = [f"{what} change by a factor of {10**by:.2g}" for what, by in both if math.isfinite(by)]
+    through = [f"through {len(signal.layers)} layers {' and '.join(told)}"] if told else []
+    loss = [f"first loss {signal.loss:.4g}"] if math.isfinite(signal.loss) else []
+    return ", ".join([*through, *loss])
 
 
 def _layer_rows(signal: Signal | None) -> list[list[str]]:

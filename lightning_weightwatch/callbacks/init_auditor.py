@@ -24,7 +24,7 @@ from lightning_weightwatch.callbacks._names import select_or_warn
 from lightning_weightwatch.errors import UnhealthyRunError
 from lightning_weightwatch.parameters import Parameter, as_wholes, declared_ties, describe, named_tensors, values
 from lightning_weightwatch.propagation import PASSES
-from lightning_weightwatch.report import InitReport
+from lightning_weightwatch.report import InitReport, in_words
 from lightning_weightwatch.sinks import Sinks, files
 
 _ME = "InitAuditor"
@@ -46,12 +46,13 @@ class InitAuditor(pl.Callback):
     What is logged, once, after the first step (the second or third, where a matrix that began at zero kept gradients
     from others):
 
-    ===================== ======= ======================================================================
-    tag                   unit    meaning
-    ===================== ======= ======================================================================
-    ``health/init audit`` table   every parameter's scheme, spread and verdict, worst first (TensorBoard)
+    ======================= ======= ======================================================================
+    tag                     unit    meaning
+    ======================= ======= ======================================================================
+    ``health/init audit``   table   every parameter's scheme, spread and verdict, worst first (TensorBoard)
     ``health/1 init audit`` picture measured over expected spread, worst first (TensorBoard)
-    ===================== ======= ======================================================================
+    ``health/2 signal``     picture activations and gradients of the first batch against depth (TensorBoard)
+    ======================= ======= ======================================================================
 
     The same is printed, in one line where all is well, and written to ``<log_dir>/weightwatch/init_report.json``: what
     the weights tell as soon as the training begins, the rest with it after the first step.
@@ -117,7 +118,7 @@ class InitAuditor(pl.Callback):
     @guarded
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the weights, let ranks agree, judge. This is the first hook where everything is restored."""
-        self._audit = now = _Audit(folder=_trainer.evidence_folder(trainer), is_open=True)
+        self._audit = now = _Audit(_trainer.evidence_folder(trainer), _trainer.log_step(trainer), is_open=True)
         described, chosen, held, partials = meeting(self, lambda: self._measure(trainer, pl_module), pl_module.device)
         self._before = ()
         kind, resumed = _trainer.strategy_kind(trainer), bool(trainer.ckpt_path) or trainer.global_step > 0
@@ -130,7 +131,7 @@ class InitAuditor(pl.Callback):
             audit.readouts(chosen, partials),
             among=described,
             resumed=resumed,
-            step=_trainer.log_step(trainer),
+            step=now.step,
             declared=declared_ties(pl_module),
         )
         now.batch = FirstBatch(chosen, why_not(kind, trainer, pl_module, resumed=resumed))
@@ -239,7 +240,7 @@ class InitAuditor(pl.Callback):
     def _show(self, trainer: pl.Trainer, report: InitReport) -> None:
         if not trainer.is_global_zero:
             return
-        self._publish(_trainer.sinks_of(trainer), report, _trainer.log_step(trainer))
+        self._publish(_trainer.sinks_of(trainer), report, self._audit.step)
         _trainer.tell(trainer, f"weightwatch: {report.headline}" if report.is_well else str(report))
         for finding in report.findings:
             if finding.severity != "info" and self.on_finding != "ignore":
@@ -258,6 +259,16 @@ class InitAuditor(pl.Callback):
             sizes=[math.prod(p.shape) for p in measured],
         )
         sinks.image(f"{self.prefix}/1 init audit", figures.encode(picture), step)
+        if report.signal is not None and report.signal.layers:
+            told = in_words(report.signal)
+            picture = figures.signal_profile(
+                names=[layer.name for layer in report.signal.layers],
+                spread=[layer.spread for layer in report.signal.layers],
+                gradient=[layer.gradient for layer in report.signal.layers],
+                title=told[:1].upper() + told[1:] or "One batch",
+                healthy=report.is_well,
+            )
+            sinks.image(f"{self.prefix}/2 signal", figures.encode(picture), step)
         sinks.flush()
 
     def _raise_if_asked(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -286,6 +297,7 @@ class _Audit:
     """
 
     folder: Path | None = None
+    step: int = 0
     judge: Callable[..., InitReport] = _nothing
     batch: FirstBatch = field(default_factory=lambda: FirstBatch((), "there is no training"))
     is_open: bool = False

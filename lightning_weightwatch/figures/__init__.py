@@ -10,6 +10,15 @@ from lightning_weightwatch.figures.bias_bars import bias_bars
 from lightning_weightwatch.figures.filters import convolution_filters
 from lightning_weightwatch.figures.health_report import health_report
 from lightning_weightwatch.figures.init_audit import init_audit
+from lightning_weightwatch.figures.signal_profile import signal_profile
 from lightning_weightwatch.figures.weight_matrix import weight_matrix
 
-__all__ = ["bias_bars", "convolution_filters", "encode", "health_report", "init_audit", "weight_matrix"]
+__all__ = [
+    "bias_bars",
+    "convolution_filters",
+    "encode",
+    "health_report",
+    "init_audit",
+    "signal_profile",
+    "weight_matrix",
+]

@@ -79,9 +79,15 @@ def _coloured(values: list[float], name: str) -> object:
     return figures.convolution_filters(np.array([[_square(values)] * 3])[0][None], title=name)
 
 
+def _signal(values: list[float], name: str) -> object:
+    names = [f"{name}.{i}" for i in range(len(values))]
+    return figures.signal_profile(names=names, spread=np.abs(values), gradient=np.abs(values[::-1]), title=name)
+
+
 FIGURES = {
     "health_report": _health,
     "init_audit": _audit,
+    "signal_profile": _signal,
     "filters 1d": _filters(1),
     "filters 2d": _filters(2),
     "filters 3d": _filters(3),
