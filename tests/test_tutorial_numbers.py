@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 PAGE = (Path(__file__).parents[1] / "docs" / "tutorial_numbers.md").read_text(encoding="utf-8")
-CODE, OUTPUT = (re.search(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL).group(1) for kind in ("python", "text"))
+(CODE, SIGNAL_CODE), (OUTPUT, SIGNAL_OUTPUT) = (
+    re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("python", "text")
+)
 MEASURED = {"conv": 0.109001, "fc": 0.009038}  # what the tutorial prints
 LAYERS = {"conv": lambda: nn.Conv2d(3, 16, 3), "fc": lambda: nn.Linear(4096, 10)}
 
@@ -100,6 +102,27 @@ def test_the_snippet_prints_what_the_page_shows():
     with contextlib.redirect_stdout(printed):
         exec(CODE, {})
     assert printed.getvalue() == OUTPUT
+
+
+def test_the_signal_is_what_the_page_shows_and_what_theory_and_plain_torch_say():
+    printed, known = io.StringIO(), {}
+    with contextlib.redirect_stdout(printed):
+        exec(CODE + SIGNAL_CODE, known)
+    assert printed.getvalue() == OUTPUT + SIGNAL_OUTPUT
+    model, (pictures, _) = known["model"], known["batch"]
+    inputs = 3 * ((30 * 3 + 2 * 2) / 32) ** 2
+    with torch.no_grad():
+        conv, logits = (part(pictures) for part in (model[0], model))
+        left = model[:4](pictures).square().mean().item()
+    sigma = logits.var(dim=1, correction=0).mean().item()
+    assert row("output of the convolution")[0] == f"{math.sqrt((inputs + 1) / 81):.4f}"
+    assert row("output of the linear layer")[0] == f"{math.sqrt(left / 3 + 1 / (3 * 4096)):.4f}"
+    assert row("first loss")[0] == f"{math.log(10) + sigma / 2:.2f}"
+    assert [row(f"output of the {layer}")[1] for layer in ("convolution", "linear layer")] == [
+        f"{output.square().mean().sqrt().item():.2f}" for output in (conv, logits)
+    ]
+    assert f"ten units vary by {100 / math.sqrt(2 * 10):.0f} %" in PAGE
+    assert f"= {inputs:.2f} rather than 27" in PAGE
 
 
 def test_seed_42_does_not_give_the_tutorials_numbers():
