@@ -22,6 +22,8 @@ TOLERATED_ENV = {
     "PYTORCH_NVML_BASED_CUDA_CHECK",
 }
 
+torch.manual_seed(0)  # for what is drawn while tests are collected
+
 # The networks of the tests are small: two threads lose more time in waiting for one another than they gain.
 torch.set_num_threads(1)
 
@@ -75,6 +77,14 @@ def own_seed(police: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.setenv(name, "0")
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def own_numbers(police: None) -> None:
+    """Let every test draw the same numbers, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

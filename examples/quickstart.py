@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Accuracy
 
-from lightning_weightwatch import GradientHealthMonitor, watch
+from lightning_weightwatch import GradientHealthMonitor, InitAuditor, InitReport, watch
 from lightning_weightwatch.advice import what_to_try
 
 # A thousand pictures of 8 x 8 dots need no worker processes.
@@ -122,6 +122,16 @@ def summarise(title: str, trainer: pl.Trainer) -> None:
     print(f"  logs                 {trainer.log_dir}")
 
 
+def how_it_began(trainer: pl.Trainer) -> None:
+    """Print the initial weights beside what PyTorch's own scheme gives, and the first loss."""
+    report = next(c for c in trainer.callbacks if isinstance(c, InitAuditor)).report or InitReport(())
+    for place, p in enumerate(report.parameters):
+        title = "how it began" if place == 0 else ""
+        print(f"  {title:<20} {p.name}: std {p.std:.4f}, expected {p.expected_std:.4f} by {p.scheme}")
+    if report.signal is not None:
+        print(f"  {'':<20} first loss {report.signal.loss:.3f}, a guess among 10 classes has 2.303")
+
+
 def main() -> None:
     """Train both networks and sum up."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -136,6 +146,7 @@ def main() -> None:
     sick = train(DeepSigmoid, "sick", epochs=3, log_dir=args.log_dir)
 
     summarise("Healthy: SimpleCNN", healthy)
+    how_it_began(healthy)
     summarise("Sick: DeepSigmoid", sick)
     print(f"\nLook at both:\n  tensorboard --logdir {args.log_dir}/quickstart")
 

@@ -23,7 +23,7 @@ from lightning_weightwatch.parameters import Parameter, declared_ties, describe,
 from lightning_weightwatch.places import places, wiring
 from lightning_weightwatch.probe import probe
 from lightning_weightwatch.report import WORST_FIRST, InitReport, ParameterVerdict, Verdict
-from lightning_weightwatch.rules import Finding, Severity, all_rules
+from lightning_weightwatch.rules import SEVERITIES, Finding, Severity, all_rules, cause_of
 from lightning_weightwatch.theory import Place, Readout, Recognition, default_scheme, origin
 
 Readouts = Mapping[str, Readout]
@@ -144,9 +144,11 @@ def judge(
     where = places(parameters if among is None else among)
     verdicts = tuple(_first_verdict(p, where[p.name], measured, resumed) for p in parameters)
     fresh = _freshly_drawn(verdicts)
-    initial = Initial(verdicts, signal, resumed, fresh is not None and not resumed, tuple(declared))
+    heard = signal if signal is not None and (signal.layers or signal.gradients) else None  # nothing is no silence
+    initial = Initial(verdicts, heard, resumed, fresh is not None and not resumed, tuple(declared))
     found = [finding for rule in all_rules("initialisation").values() for finding in rule(initial)]
-    findings = tuple(replace(finding, step=step, since_step=step) for finding in found)
+    found = [replace(f, step=step, since_step=step, because_of=cause_of(f, found)) for f in found]
+    findings = tuple(sorted(found, key=lambda f: (-SEVERITIES.index(f.severity), f.because_of is not None)))
     after = tuple(_after(findings, v) for v in verdicts)
     return InitReport(after, findings, resumed, signal=signal, fresh=() if resumed else fresh or ())
 
@@ -160,7 +162,9 @@ def _freshly_drawn(verdicts: Sequence[ParameterVerdict]) -> tuple[str, ...] | No
 
 
 def _after(findings: Sequence[Finding], verdict: ParameterVerdict) -> ParameterVerdict:
-    """Give a parameter the verdict of the worst finding it has a part in."""
+    """Give a parameter the verdict of the worst finding it has a part in; what could not be judged stays skipped."""
+    if verdict.verdict == "skipped":
+        return verdict
     at_it = [_VERDICT_OF[f.severity] for f in findings if verdict.name in f.parameters]
     return replace(verdict, verdict=min([verdict.verdict, *at_it], key=WORST_FIRST.index))
 

@@ -6,7 +6,7 @@ How it is come by lies in ``audit``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -118,10 +118,18 @@ class InitReport:
 
     def __str__(self) -> str:
         """Draw the tables for the console, worst first, and say what is not well."""
-        layers = _layer_rows(self.signal)
-        tables = [console_table(self.headline, _COLUMNS, self._rows())]
-        tables += [console_table("One batch, layer by layer", _LAYER_COLUMNS, layers)] if layers else []
-        return "\n".join([*tables, *self._remarks()])
+        return self.drawn()
+
+    def drawn(self, most: int | None = None) -> str:
+        """Draw the tables for the console and say what is not well.
+
+        Args:
+            most: Rows of a table, the worst parameters and the first layers; ``None`` for all.
+        """
+        rows, layers = self._rows(), _layer_rows(self.signal)
+        tables = [_table(self.headline, _COLUMNS, rows, most)]
+        tables += [_table("One batch, layer by layer", _LAYER_COLUMNS, layers, most)] if layers else []
+        return "\n".join([*tables, *map(str, self.findings), *self._remarks()])
 
     def _worst_first(self) -> list[ParameterVerdict]:
         return sorted(self.parameters, key=lambda p: WORST_FIRST.index(p.verdict))
@@ -130,7 +138,9 @@ class InitReport:
         return [_row(p) for p in self._worst_first()]
 
     def _remarks(self) -> list[str]:
-        remarks = [f"{p.verdict} {p.name}: {p.reason}" for p in self._worst_first() if p.verdict != "ok"]
+        told = {name for finding in self.findings for name in finding.parameters}
+        others = [p for p in self._worst_first() if p.verdict != "ok" and p.name not in told]
+        remarks = [f"{p.verdict} {p.name}: {p.reason}" for p in others]
         if self.fresh:
             most = "most matrices match no known scheme, as after a training; freshly drawn among them: "
             remarks.append(most + ", ".join(self.fresh))
@@ -142,17 +152,23 @@ class InitReport:
 
 
 def in_words(signal: Signal) -> str:
-    """Say in one line how the signal passed.
+    """Say in one line how the signal passed: by what activations and gradients are multiplied from end to end.
 
     Example:
         >>> in_words(Signal(loss=2.3))
         'first loss 2.3'
     """
     both = (("activations", signal.forward_decades), ("gradients", signal.backward_decades))
-    told = [f"{what} change by a factor of {10**by:.2g}" for what, by in both if math.isfinite(by)]
-    through = [f"through {len(signal.layers)} layers {' and '.join(told)}"] if told else []
-    loss = [f"first loss {signal.loss:.4g}"] if math.isfinite(signal.loss) else []
-    return ", ".join([*through, *loss])
+    told = [f"{what} x {10**by:.2g}" for what, by in both if math.isfinite(by)]
+    told += [f"first loss {signal.loss:.4g}"] if math.isfinite(signal.loss) else []
+    head = f"{len(signal.layers)} layers: " if signal.layers else ""
+    return head + ", ".join(told) if told else ""
+
+
+def _table(title: str, columns: Sequence[str], rows: list[list[str]], most: int | None) -> str:
+    left = len(rows) - most if most is not None else 0
+    table = console_table(title, columns, rows[:most])
+    return f"{table}\nand {left} more" if left > 0 else table
 
 
 def _layer_rows(signal: Signal | None) -> list[list[str]]:

@@ -30,7 +30,7 @@ def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"quickstart.py", "lightning_cli.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"audit_a_network.py", "quickstart.py", "lightning_cli.py"}
 
 
 def test_the_quickstart_shows_a_healthy_and_a_sick_run(
@@ -39,7 +39,7 @@ def test_the_quickstart_shows_a_healthy_and_a_sick_run(
     run(monkeypatch, "quickstart.py", "--log-dir", str(tmp_path))
     told = capsys.readouterr().out
     assert told.count("Seed 42") == 2
-    assert re.search(r"conv1\.weight +16 x 1 x 3 x 3 +convolution +PyTorch default", told)
+    assert re.search(r"conv1\.weight: std 0\.\d{4}, expected 0\.1925 by PyTorch default", told)  # 1 / sqrt(3 * 9)
     healthy, sick = told.split("Healthy: SimpleCNN")[1].split("Sick: DeepSigmoid")
     assert float(re.search(r"accuracy +([\d.]+) %", healthy).group(1)) >= 95
     assert re.search(r"findings +0\n", healthy)
@@ -60,8 +60,21 @@ def test_the_quickstarts_pages_hold_what_is_promised(monkeypatch: pytest.MonkeyP
     assert "health/findings" not in healthy.all_tags()
     assert "vanishing_gradients" in "".join(sick.text("health/findings").values())
     for seen in (healthy, sick):
-        assert {"health/0 report", "health/1 init audit"} <= seen.tags("images")
+        assert {"health/0 report", "health/1 init audit", "health/2 signal"} <= seen.tags("images")
         assert {"health/seed", "health/init audit"} <= seen.tags("tensors")
+
+
+def test_the_audit_tells_the_sick_network_from_the_healthy_one_before_training_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run(monkeypatch, "audit_a_network.py")
+    sick, healthy = capsys.readouterr().out.split("=== Healthy")
+    assert re.search(r"(WARNING|CRITICAL) at step 0: init_too_small\.", sick)
+    assert "nn.init.kaiming_normal_(model[" in sick
+    assert not re.search(r"WARNING|CRITICAL", healthy)
+    losses = {name: float(loss) for name, loss in re.findall(r"^  (sick|healthy) +([\d.]+)$", healthy, re.MULTILINE)}
+    assert losses["sick"] > 2.25
+    assert losses["healthy"] < 1.0
 
 
 def as_on_any_machine(text: str) -> str:

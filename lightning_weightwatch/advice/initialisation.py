@@ -33,6 +33,37 @@ REMEDY = Remedy(
             "Draw weights with a smaller gain (nn.init.xavier_normal_(weight, gain=5/3) before tanh, gain=1 before "
             "sigmoid)."
         ),
+        "init_too_small": (
+            "Draw weights for the activation that follows: nn.init.kaiming_normal_(weight, nonlinearity='relu') before "
+            "ReLU, nn.init.xavier_normal_(weight, gain=5/3) before tanh."
+        ),
+        "init_too_large": (
+            "Draw weights with a spread of one over the root of their inputs, times the gain of the activation that "
+            "follows, and begin the last layer of each skipped branch at zero."
+        ),
+        "dead_at_init": (
+            "Begin biases before ReLU at zero, and draw the weights with mean zero by "
+            "nn.init.kaiming_normal_(weight, nonlinearity='relu')."
+        ),
+        "saturated_at_init": (
+            "Draw weights with a smaller gain (nn.init.xavier_normal_(weight, gain=5/3) before tanh, gain=4 before "
+            "sigmoid), their biases at zero."
+        ),
+        "bad_initial_loss": (
+            "Begin the last layer near zero, and its bias at the mean of the targets or at the logarithm of the "
+            "frequencies of the classes."
+        ),
+        "identical_layers": (
+            "Draw copied layers anew once the model is built, as PyTorch's own Transformer does: "
+            "for p in model.parameters(): if p.dim() > 1: nn.init.xavier_uniform_(p)."
+        ),
+        "never_initialised": (
+            "Call reset_parameters() of every module after to_empty(), and initialise what torch.empty() made."
+        ),
+        "tied_mismatch": (
+            "Tie shared weights again once the model is where it will be trained, and draw a shared embedding with a "
+            "standard deviation of one over the root of its width."
+        ),
         "layer_scale_outlier": "Initialise the layer as its peers are, and check it with audit_init(model).",
     },
 )

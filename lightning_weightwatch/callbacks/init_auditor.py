@@ -28,6 +28,7 @@ from lightning_weightwatch.report import InitReport, in_words
 from lightning_weightwatch.sinks import Sinks, files
 
 _ME = "InitAuditor"
+_ROWS = 20  # of a table on the console; all are in the file and in TensorBoard
 
 
 class InitAuditor(pl.Callback):
@@ -135,7 +136,9 @@ class InitAuditor(pl.Callback):
             declared=declared_ties(pl_module),
         )
         now.batch = FirstBatch(chosen, why_not(kind, trainer, pl_module, resumed=resumed))
-        self._report = meeting(self, now.judge, pl_module.device)  # all must get to where raising is agreed on
+        now.raises_still = 0 if now.batch.is_done else PASSES
+        judge = partial(now.judge, signal=now.batch.signal(()) if now.batch.is_done else None)
+        self._report = meeting(self, judge, pl_module.device)  # all must get to where raising is agreed on
         self._write(trainer, self._report)
         if now.batch.is_done:
             self._finish(trainer)
@@ -160,12 +163,12 @@ class InitAuditor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Look at the first gradients, before any weight has moved."""
-        if not self._audit.is_open:
-            return
-        self._listen(trainer, optimizer)
+        if self._audit.is_open:
+            self._listen(trainer, optimizer)
         if self.on_finding == "raise" and self._audit.raises_still:
             self._audit.raises_still -= 1
-            self._judge(trainer)
+            if self._audit.is_open:
+                self._judge(trainer)
             self._raise_if_asked(trainer, pl_module)
 
     @deferred
@@ -241,10 +244,8 @@ class InitAuditor(pl.Callback):
         if not trainer.is_global_zero:
             return
         self._publish(_trainer.sinks_of(trainer), report, self._audit.step)
-        _trainer.tell(trainer, f"weightwatch: {report.headline}" if report.is_well else str(report))
-        for finding in report.findings:
-            if finding.severity != "info" and self.on_finding != "ignore":
-                _trainer.tell(trainer, f"weightwatch: {finding}")
+        is_quiet = report.is_well or self.on_finding == "ignore"
+        _trainer.tell(trainer, f"weightwatch: {report.headline if is_quiet else report.drawn(_ROWS)}")
 
     def _publish(self, sinks: Sinks, report: InitReport, step: int) -> None:
         if not sinks:
@@ -277,6 +278,7 @@ class InitAuditor(pl.Callback):
             return
         critical = [f for f in self._report.findings if f.severity == "critical"] if self._report else []
         if reduce.anyone(bool(critical), pl_module.device):
+            self._audit.raises_still = 0
             if self._audit.is_open:
                 self._finish(trainer)
             raise UnhealthyRunError(str(critical[0]) if critical else "A critical finding on another process.")
@@ -293,7 +295,8 @@ class _Audit:
 
     Attributes:
         is_open: Whether something is still to be measured and told.
-        raises_still: At how many further steps processes ask each other whether to raise.
+        raises_still: At how many further steps processes ask each other whether to raise, also once it is closed: one
+            that heard all would leave the others waiting.
     """
 
     folder: Path | None = None
@@ -301,7 +304,7 @@ class _Audit:
     judge: Callable[..., InitReport] = _nothing
     batch: FirstBatch = field(default_factory=lambda: FirstBatch((), "there is no training"))
     is_open: bool = False
-    raises_still: int = PASSES
+    raises_still: int = 0
 
     def let_go(self) -> None:
         """Leave the forward pass."""

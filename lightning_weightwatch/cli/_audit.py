@@ -111,6 +111,5 @@ def _found(argument: str, path: str) -> Any:
 
 
 def _told(report: Any) -> str:
-    """Return one line where all is well, else everything."""
-    notes = [str(finding) for finding in report.findings]
-    return "\n".join([report.headline, *notes]) if report.is_well else "\n".join([str(report), *notes])
+    """Return one line where all is well, with the notes if there are any, else everything."""
+    return "\n".join([report.headline, *map(str, report.findings)]) if report.is_well else str(report)

@@ -74,8 +74,8 @@ class Rule:
     Attributes:
         name: The illness, which is also the name of the file.
         check: ``check(evidence, *, limit=...)`` yields a finding for each place that is ill now; pure Python.
-        subject: What it judges: a ``"training"`` (an ``Evidence``), an ``"initialisation"`` (a sequence of
-            ``ParameterVerdict``), or ``"both"``.
+        subject: What it judges: a ``"training"`` (an ``Evidence``), an ``"initialisation"`` (an ``Initial``),
+            or ``"both"``.
         limits: Keyword arguments that replace defaults of ``check``.
     """
 

@@ -18,14 +18,22 @@ SLACK = 20  # steps
 
 # From what is wrong before the first step, over what is wrong with the steps, to what is seen of either.
 PRECEDENCE = (
+    "never_initialised",
     "non_finite_weights",
     "constant_weights",
+    "identical_layers",
+    "tied_mismatch",
     "untrained_parameters",
     "stale_gradients",
     "loss_output_mismatch",
     "symmetric_units",
     "zero_blocked_signal",
+    "init_too_small",
+    "init_too_large",
     "input_scale",
+    "dead_at_init",
+    "saturated_at_init",
+    "bad_initial_loss",
     "dropout_range",
     "rank_divergence",
     "layer_scale_outlier",
@@ -53,20 +61,36 @@ _STATES_OF_THE_LOSS = {"loss_spike", "diverging_loss", "oscillating_loss", "no_l
 _BROKEN = {"non_finite_loss", "non_finite_gradients", "non_finite_weights", "overflow_skips"}
 _SHRUNK = {"vanishing_gradients", "dead_units", "saturated_units"}
 _GROWN = {"exploding_gradients", "gradient_spike"}
+_AT_THE_START = {"init_too_small", "init_too_large", "dead_at_init", "saturated_at_init", "bad_initial_loss"}
 
 EXPLAINS: dict[str, set[str]] = {
+    "never_initialised": _BROKEN
+    | _STATES_OF_THE_LOSS
+    | _GROWN
+    | _SHRUNK
+    | _AT_THE_START
+    | {"layer_scale_outlier", "zero_blocked_signal"},
     "non_finite_weights": _BROKEN - {"non_finite_weights"} | _STATES_OF_THE_LOSS,
     "constant_weights": {"symmetric_units", "zero_blocked_signal", "vanishing_gradients", "dead_units"},
+    "tied_mismatch": _STATES_OF_THE_LOSS | _GROWN | {"init_too_large", "bad_initial_loss"},
     "untrained_parameters": {"no_learning", "label_signal", "learning_rate_too_low"},
     "stale_gradients": _STATES_OF_THE_LOSS | _GROWN | _SHRUNK | _BROKEN | {"learning_rate_too_high"},
     "loss_output_mismatch": _STATES_OF_THE_LOSS
     | _SHRUNK
     | {"label_signal", "learning_rate_too_low", "learning_rate_too_high"},
     "symmetric_units": {"dead_units", "vanishing_gradients", "no_learning", "label_signal", "layer_scale_outlier"},
-    "zero_blocked_signal": {"vanishing_gradients", "dead_units", "no_learning", "untrained_parameters", "label_signal"},
+    "zero_blocked_signal": {"vanishing_gradients", "dead_units", "no_learning", "untrained_parameters", "label_signal"}
+    | {"dead_at_init", "init_too_small"},
+    "init_too_small": {"vanishing_gradients", "dead_units", "no_learning", "label_signal", "learning_rate_too_low"},
+    "init_too_large": _STATES_OF_THE_LOSS
+    | _GROWN
+    | _BROKEN
+    | {"saturated_at_init", "bad_initial_loss", "saturated_units", "dead_units", "learning_rate_too_high"},
+    "dead_at_init": {"dead_units", "vanishing_gradients", "no_learning", "label_signal"},
+    "saturated_at_init": {"saturated_units", "vanishing_gradients", "no_learning", "label_signal"},
     "input_scale": _STATES_OF_THE_LOSS | _GROWN | _SHRUNK | _BROKEN | {"learning_rate_too_high"},
     "dropout_range": {"no_learning", "dead_units", "vanishing_gradients", "label_signal"},
-    "layer_scale_outlier": _STATES_OF_THE_LOSS | _GROWN | _SHRUNK,
+    "layer_scale_outlier": _STATES_OF_THE_LOSS | _GROWN | _SHRUNK | _AT_THE_START,
     "learning_rate_too_high": _STATES_OF_THE_LOSS | _GROWN | _SHRUNK | _BROKEN | {"weight_collapse", "label_signal"},
     "lost_updates": {"no_learning", "learning_rate_too_low", "label_signal", "untrained_parameters"},
     "learning_rate_too_low": {"no_learning"},

@@ -37,10 +37,7 @@ def _knows_frequencies_at_most(evidence: Evidence, level: float) -> bool:
 
     A loss that still falls by a twentieth in so many steps is on its way, and one far above must fall faster.
     """
-    losses = evidence.losses[np.isfinite(evidence.losses)]
-    now, before = (
-        float(np.median(part)) if part.size else 0.0 for part in (losses[-_LONG:], losses[-2 * _LONG : -_LONG])
-    )
+    now, before = _last_levels(evidence)
     pace = now / before if before > 0 else 1.0
     if abs(level - 1) < _AT_CHANCE:
         return pace > 0.95
@@ -57,10 +54,19 @@ def eased(severity: Severity, learning: bool | None) -> Severity:
 def chance_ratio(evidence: Evidence) -> float:
     """Return the loss now over that of the best constant prediction; NaN where it is not known."""
     calls = next((heard.losses for heard in reversed(evidence.listened) if heard.losses), ())
-    losses = evidence.losses[np.isfinite(evidence.losses)]
-    if len(calls) != 1 or not calls[0].chance > 0 or not len(losses):
-        return float("nan")
-    return float(np.median(losses[-_LONG:])) / calls[0].chance
+    known = len(calls) == 1 and calls[0].chance > 0
+    return _last_levels(evidence)[0] / calls[0].chance if known else float("nan")
+
+
+def _last_levels(evidence: Evidence) -> tuple[float, float]:
+    """Return the median of the last 20 finite losses, and that of the 20 before them; NaN where there are none."""
+
+    def levels() -> tuple[float, float]:
+        losses = evidence.losses[np.isfinite(evidence.losses)]
+        now, before = losses[-_LONG:], losses[-2 * _LONG : -_LONG]
+        return (float(np.median(now)) if now.size else np.nan, float(np.median(before)) if before.size else np.nan)
+
+    return evidence.once("last levels", levels)
 
 
 def is_warming_up(evidence: Evidence) -> bool:

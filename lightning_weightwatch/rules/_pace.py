@@ -36,7 +36,7 @@ def took_a_step(evidence: Evidence, *, least: float = 0.0) -> list[Snapshot]:
 
 def table(evidence: Evidence, snapshots: Sequence[Snapshot], statistic: str) -> Floats:
     """Return one statistic of every watched parameter, shape ``[snapshots, P]``; NaN where it was not measured."""
-    names = tuple(p.name for p in evidence.parameters)
+    names = evidence.names
     out = np.full((len(snapshots), len(names)), np.nan)
     for row, snapshot in zip(out, snapshots, strict=True):
         values = snapshot.values.get(statistic)

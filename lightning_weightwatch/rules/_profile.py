@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_weightwatch.evidence import Evidence, Floats
+from lightning_weightwatch.rules._robust import medians
 from lightning_weightwatch.rules._runs import start_of_last_run
 
 
@@ -61,18 +62,25 @@ def depth_profile(
     """
     if len(evidence) < steps:
         return None
-    chosen = np.array(evidence.matrices if columns is None else columns, dtype=int)
+    chosen = tuple(evidence.matrices if columns is None else columns)
+    profile = evidence.once(("depth profile", steps, chosen), lambda: _fitted(evidence, steps, chosen))
+    return profile if profile is not None and len(profile.names) >= matrices else None
+
+
+def _fitted(evidence: Evidence, steps: int, columns: Sequence[int]) -> Profile | None:
+    chosen = np.array(columns, dtype=int)
     rms = evidence.rms[-steps:, chosen]
     measured = ~np.isnan(rms)
     usable = np.isfinite(rms) & (rms > 0)
     keep = (measured.mean(axis=0) >= 0.25) & (usable.sum(axis=0) > 0.5 * measured.sum(axis=0))
-    if keep.sum() < matrices:
+    if keep.sum() < 2:  # no line goes through a point
         return None
     logs = np.log10(np.where(usable, rms, np.nan)[:, keep])
-    median = np.nanmedian(logs, axis=0)
+    median = medians(logs.T, usable[:, keep].sum(axis=0))
     depth = np.linspace(0.0, 1.0, len(median))
-    slope, start = np.polyfit(depth, median, 1)
-    spread, residual = np.var(median), np.var(median - (start + slope * depth))
+    away = depth - 0.5
+    slope = (away @ median) / (away @ away)
+    spread, residual = np.var(median), np.var(median - slope * depth)
     return Profile(
         names=tuple(evidence.parameters[i].name for i in chosen[keep]),
         log_rms=median,

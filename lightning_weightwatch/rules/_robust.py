@@ -53,13 +53,13 @@ def jumps(values: Floats, *, window: int, least: int, floor: float) -> Floats:
         padded = np.concatenate([np.full(window, np.nan), known])
         before = np.lib.stride_tricks.sliding_window_view(padded, window)[least:-1]
         counts = np.minimum(np.arange(least, len(known)), window)
-        middle = _medians(before, counts)
-        mad = _medians(np.abs(before - middle[:, None]), counts)
+        middle = medians(before, counts)
+        mad = medians(np.abs(before - middle[:, None]), counts)
         scores[where] = (known[least:] - middle) / (SIGMA * np.maximum(mad, floor))
     return scores
 
 
-def _medians(rows: Floats, counts: Floats) -> Floats:
+def medians(rows: Floats, counts: NDArray[np.int64]) -> Floats:
     """Return the median of the ``counts`` known values of each row; sorting puts NaN last."""
     ordered, row = np.sort(rows, axis=1), np.arange(len(rows))
     return np.asarray((ordered[row, (counts - 1) // 2] + ordered[row, counts // 2]) / 2)

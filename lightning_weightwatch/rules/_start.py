@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from lightning_weightwatch.evidence import Evidence, LossCall
+from lightning_weightwatch.evidence import Evidence, Initial, LossCall
 
 
 def began_high(evidence: Evidence, times: float) -> bool:
@@ -19,11 +21,23 @@ def began_high(evidence: Evidence, times: float) -> bool:
         True
     """
     calls = evidence.listened[0].losses if evidence.listened else ()
-    guess = sum(_guess(call) for call in calls)
-    return bool(calls and evidence.first_losses and evidence.first_losses[0] > times * guess)
+    return bool(evidence.first_losses and is_high(evidence.first_losses[0], calls, times))
 
 
-def _guess(call: LossCall) -> float:
+def begins_high(initial: Initial, times: float) -> bool | None:
+    """Whether the first batch has a loss of more than so many times that of a guess; ``None`` where it is unknown."""
+    signal = initial.signal
+    if signal is None or not signal.losses or np.isnan(signal.loss) or np.isinf(sum(map(guess, signal.losses))):
+        return None
+    return is_high(signal.loss, signal.losses, times)
+
+
+def is_high(loss: float, calls: Sequence[LossCall], times: float) -> bool:
+    """Whether a loss is more than so many times what these losses are for a guess; not, where that is unknown."""
+    return bool(calls and loss > times * sum(guess(call) for call in calls))
+
+
+def guess(call: LossCall) -> float:
     """Return the loss of an output that says nothing; Inf where it is unknown."""
     if call.classes:
         return float(np.log(max(call.classes, 2)))

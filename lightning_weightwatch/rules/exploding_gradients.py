@@ -57,7 +57,7 @@ from lightning_weightwatch.evidence import Evidence
 from lightning_weightwatch.rules._base import Finding, Rule
 from lightning_weightwatch.rules._learning import learns
 from lightning_weightwatch.rules._profile import Profile, bias_columns, depth_profile, steep_since
-from lightning_weightwatch.rules._robust import must_fall
+from lightning_weightwatch.rules._robust import last_of, medians, must_fall
 from lightning_weightwatch.rules._runs import start_of_last_run
 from lightning_weightwatch.rules._words import listed
 
@@ -98,9 +98,10 @@ def _grown(evidence: Evidence, growth: float, steps: int) -> Finding | None:
         return None
     if np.isnan(ratio) or not must_fall(evidence):  # such a loss cannot speak against it: gradients must speak louder
         growth *= 2
-    before = np.lib.stride_tricks.sliding_window_view(norms[:-_NOW], steps)
-    calm = float(np.nanmin(np.nanmedian(before, axis=1))) if np.isfinite(before).any(axis=1).all() else 0.0
-    now = float(np.nanmedian(norms[-_NOW:])) if np.isfinite(norms[-_NOW:]).any() else 0.0
+    before, last = np.lib.stride_tricks.sliding_window_view(norms[:-_NOW], steps), last_of(norms[-_NOW:], _NOW)
+    counts = np.isfinite(before).sum(axis=1)
+    calm = float(medians(before, counts).min()) if counts.all() else 0.0
+    now = float(np.median(last)) if last.size else 0.0
     if calm <= 0 or now <= _LARGER * _start(evidence) or np.log10(now / calm) < growth:
         return None
     above = norms > calm * 10**growth
@@ -200,7 +201,7 @@ def _and_the_loss(evidence: Evidence) -> str:
 
 def _largest(evidence: Evidence) -> tuple[str, ...]:
     """Name the parameters that together make nine tenths of the present squared global norm, in forward order."""
-    squares = np.nanmedian(np.where(np.isfinite(evidence.norms[-_NOW:]), evidence.norms[-_NOW:], 0.0), axis=0) ** 2
+    squares = np.median(np.where(np.isfinite(evidence.norms[-_NOW:]), evidence.norms[-_NOW:], 0.0), axis=0) ** 2
     order = np.argsort(-squares)
     enough = int(np.searchsorted(np.cumsum(squares[order]), 0.9 * squares.sum())) + 1
     return tuple(evidence.parameters[i].name for i in sorted(order[:enough]))

@@ -87,9 +87,9 @@ def check(
         yield _one_target(evidence, heard, passes, "warning" if learnt else "info")
     elif None not in targets and _is_sorted(evidence, heard):
         yield _sorted(evidence, heard, passes)
-    else:
-        chance, ratios, way = at_chance(evidence, long), matrix_updates(evidence), walked(evidence, 0.75)
-        if chance is not None and way > path and np.median(ratios) < most:
+    elif (chance := at_chance(evidence, long)) is not None:
+        way = walked(evidence, 0.75)
+        if way > path and np.median(matrix_updates(evidence)) < most:
             yield _no_relation(evidence, chance, way, path)
 
 

@@ -83,8 +83,11 @@ def check(
     losses, seen = last_of(evidence.losses, 2 * _RECENT), len(evidence.curve) * evidence.curve.stride
     if len(losses) < 2 * _RECENT or seen < steps or not stays_positive(evidence):
         return
-    now, got, since = float(np.median(losses)), progress_of(evidence), since_when(evidence)
-    if rate_rises(evidence) or knows(evidence, now) or evidence.steps[-1] - since < steps // 2:
+    now = float(np.median(losses))
+    if rate_rises(evidence) or knows(evidence, now):
+        return
+    got, since = progress_of(evidence), since_when(evidence)
+    if evidence.steps[-1] - since < steps // 2:
         return
     chance = at_chance(evidence, long)
     sign = _zeros(evidence) or _pace(evidence, least, most) or _dead(evidence, dead)

@@ -66,22 +66,22 @@ def check(evidence: Evidence, *, swings: float = 0.25, steps: int = 100, ratio: 
     if len(losses) < steps or not must_fall(evidence):
         return
     last, (early, late) = losses[-steps:], np.array_split(losses[-steps:], 2)
-    lag = max(_LAGS, key=lambda apart: _share(last, apart))
-    share = _share(last, lag)
-    if share <= swings or late.mean() < _LOWER * early.mean() or np.median(last) < 0.01 * evidence.first_losses[0]:
+    typical = float(np.median(last))
+    share, lag = max(((_share(last, lag, typical), lag) for lag in _LAGS), key=lambda found: found[0])
+    if share <= swings or late.mean() < _LOWER * early.mean() or typical < 0.01 * evidence.first_losses[0]:
         return
     updates = matrix_updates(evidence)
     pace = float(np.median(updates)) if updates.size else float("nan")
     if not pace < ratio / 2:
         severity: Severity = "warning" if pace > ratio and not rate_rises(evidence) else "info"
-        since = int(where[_begin(losses, lag, float(np.median(last)), swings)])
-        yield _finding(evidence, severity, since, (share, swings), (lag, steps, float(np.median(last))), (pace, ratio))
+        since = int(where[_begin(losses, lag, typical, swings)])
+        yield _finding(evidence, severity, since, (share, swings), (lag, steps, typical), (pace, ratio))
 
 
-def _share(losses: Floats, lag: int) -> float:
+def _share(losses: Floats, lag: int, typical: float) -> float:
     """Return the share of steps with a swing, if they go upwards as well as downwards, else 0."""
     changes = losses[lag:] - losses[:-lag]
-    up, down = (float((sign * changes > np.median(losses)).mean()) for sign in (1, -1))
+    up, down = (float((sign * changes > typical).mean()) for sign in (1, -1))
     return up + down if min(up, down) > 0.25 * (up + down) else 0.0
 
 

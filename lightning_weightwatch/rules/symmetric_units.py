@@ -3,7 +3,8 @@
 What it sees:
     Full statistics count the rows of a matrix that equal another row of it in weight and in gradient, where the
     gradient is not zero. Told where there are more than ``twins`` in two snapshots in a row, or in the first one
-    already, if more than ``most`` of the rows of more than half of the hidden matrices are.
+    already, if more than ``most`` of the rows of more than half of the hidden matrices are. In an audit that is the
+    first batch.
 
 Why it matters:
     Every optimizer that treats weights alike takes the same step for both units, so they never part: the layer is as
@@ -16,7 +17,8 @@ When it is not a problem:
 
 Limits:
     twins: 0.05. Networks drawn at random have none; planted cases had 0.98.
-    most: 0.5, told as critical while the loss does not fall, if it holds for more than half of the hidden matrices.
+    most: 0.5, told as critical while the loss does not fall, and in an audit, if it holds for more than half of the
+        hidden matrices.
     falling: 0.9. The loss counts as falling once it is below nine tenths of its start. Our choice.
 
 What to try:
@@ -41,18 +43,39 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
-from lightning_weightwatch.evidence import Evidence, Snapshot
+from lightning_weightwatch.evidence import Evidence, Initial, Snapshot, Verdict
 from lightning_weightwatch.rules._base import Finding, Rule, Severity
+from lightning_weightwatch.rules._initials import as_initial, forward_matrices
 from lightning_weightwatch.rules._learning import learns
 from lightning_weightwatch.rules._words import listed
 
 NAME = "symmetric_units"
 
 
-def check(evidence: Evidence, *, twins: float = 0.05, most: float = 0.5, falling: float = 0.9) -> Iterator[Finding]:
-    """Look at the last two snapshots that counted twins."""
+def check(
+    subject: Evidence | Initial | Sequence[Verdict], *, twins: float = 0.05, most: float = 0.5, falling: float = 0.9
+) -> Iterator[Finding]:
+    """Look at the last two snapshots that counted twins, or at the first batch."""
+    if isinstance(subject, Evidence):
+        yield from _in_training(subject, twins, most, falling)
+    else:
+        yield from _at_the_start(as_initial(subject), twins, most)
+
+
+def _at_the_start(initial: Initial, twins: float, most: float) -> Iterator[Finding]:
+    if initial.signal is None:
+        return
+    names, counted = [v.name for v in forward_matrices(initial)], initial.signal.twins
+    shares = {v.name: counted[v.name] for v in initial if v.name in counted and v.constant != 0}
+    ill = [name for name in names if shares.get(name, 0.0) > twins]
+    if ill and _is_everywhere(names, shares, most):
+        worst = max(ill, key=shares.__getitem__)
+        yield _finding(0, ill, (worst, shares[worst], twins), "critical", None)
+
+
+def _in_training(evidence: Evidence, twins: float, most: float, falling: float) -> Iterator[Finding]:
     taken = [snapshot for snapshot in evidence.snapshots if "twin_rows" in snapshot.values]
     if not any((snapshot.values["twin_rows"] > twins).any() for snapshot in taken):
         return
@@ -61,13 +84,20 @@ def check(evidence: Evidence, *, twins: float = 0.05, most: float = 0.5, falling
     if not counted:
         return
     ill = [name for name in names if all(shares.get(name, 0.0) > twins for _, shares in counted[-2:])]
-    mostly = [name for name in names[:-1] if name in ill and counted[-1][1][name] > most]
-    is_everywhere = len(mostly) > len(names[:-1]) / 2
+    last = {name: counted[-1][1][name] for name in ill}
+    is_everywhere = _is_everywhere(names, last, most)
     if ill and (is_everywhere or len(counted) > 1):
-        worst = max(ill, key=lambda name: counted[-1][1][name])
+        worst = max(ill, key=last.__getitem__)
         severity: Severity = "critical" if is_everywhere and not learns(evidence, falling=falling) else "warning"
         since = _since(counted, ill, twins)
-        yield _finding(evidence, ill, (worst, counted[-1][1][worst], twins), severity, since)
+        step = max(evidence.steps[-1] if len(evidence) else 0, since)
+        yield _finding(step, ill, (worst, last[worst], twins), severity, since)
+
+
+def _is_everywhere(names: Sequence[str], shares: Mapping[str, float], most: float) -> bool:
+    """Whether most rows of most hidden matrices are; the last matrix makes the output."""
+    hidden = names[:-1]
+    return sum(shares.get(name, 0.0) > most for name in hidden) > len(hidden) / 2
 
 
 def _shares(taken: Snapshot, names: list[str]) -> dict[str, float]:
@@ -87,24 +117,25 @@ def _since(counted: list[tuple[int, dict[str, float]]], ill: list[str], twins: f
 
 
 def _finding(
-    evidence: Evidence, ill: list[str], worst: tuple[str, float, float], severity: Severity, since: int
+    step: int, ill: Sequence[str], worst: tuple[str, float, float], severity: Severity, since: int | None
 ) -> Finding:
     name, share, limit = worst
+    when = "at the start" if since is None else f"since step {since}"
     return Finding(
         rule=NAME,
         severity=severity,
-        step=max(evidence.steps[-1] if len(evidence) else 0, since),
-        since_step=since,
+        step=step,
+        since_step=since or 0,
         parameters=tuple(ill),
         value=share,
         limit=limit,
         unit="share of rows that are copies",
         saw=(
-            f"{share:.0%} of the rows of {name} (limit {limit:.0%}) equal another one in weight and in gradient since "
-            f"step {since}, so they stay copies. There are such rows in {listed(ill)}."
+            f"{share:.0%} of the rows of {name} (limit {limit:.0%}) equal another one in weight and in gradient "
+            f"{when}, so they stay copies. There are such rows in {listed(ill)}."
         ),
         try_first="Draw these weights at random, such as by the layer's reset_parameters().",
     )
 
 
-RULE = Rule(name=NAME, check=check)
+RULE = Rule(name=NAME, check=check, subject="both")

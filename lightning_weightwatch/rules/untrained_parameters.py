@@ -177,11 +177,11 @@ def _unmoved(evidence: Evidence, snapshots: int, smallest: float) -> Iterator[Fi
     taken = took_a_step(evidence)
     if len(taken) < snapshots or evidence.first_snapshot is None:
         return
-    had_gradient = _should_move(evidence, taken, smallest)
     weights = table(evidence, [evidence.first_snapshot, *taken], "weight_norm")
     same = (weights == weights[-1]).all(axis=0) & (table(evidence, taken, "update_norm") == 0).all(axis=0)
     if not same.any():
         return
+    had_gradient = _should_move(evidence, taken, smallest)
     half = np.array([p.name in evidence.setup.half for p in evidence.parameters], dtype=bool)
     ill = same & (had_gradient.sum(axis=0) >= snapshots) & ~half
     names = named(evidence, ill)

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from lightning_weightwatch.evidence import Evidence, Watched
+from lightning_weightwatch.evidence import Evidence, Initial, Layer, LossCall, Signal, Watched
 from lightning_weightwatch.rules import SEVERITIES, Finding, Rule, all_rules, judge
 
 RULES = all_rules()
@@ -149,6 +149,13 @@ def test_silent_on_a_network_without_parameters(name):
 @pytest.mark.parametrize("name", all_rules("initialisation"))
 def test_silent_on_an_empty_sequence(name):
     assert RULES[name]([]) == RULES[name](()) == ()
+
+
+@pytest.mark.parametrize("name", all_rules("initialisation"))
+def test_silent_on_a_batch_of_which_nothing_was_measured(name):
+    layers = tuple(Layer(f"fc{i}.weight", activation="tanh") for i in range(6))
+    for signal in (None, Signal(), Signal(layers, losses=(LossCall("cross_entropy", "fc5.weight"),))):
+        assert RULES[name](Initial([], signal)) == ()
 
 
 @every_rule

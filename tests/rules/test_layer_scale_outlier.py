@@ -3,9 +3,14 @@
 import math
 
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional
 
-from lightning_weightwatch.evidence import Evidence, Listened, LossCall, Watched
+from lightning_weightwatch.audit import audit_init
+from lightning_weightwatch.evidence import Evidence, Initial, Layer, Listened, LossCall, Signal, Watched
 from lightning_weightwatch.rules.layer_scale_outlier import RULE, check
+from tests.helpers.drawn import parameter
 from tests.helpers.runs import falling
 from tests.helpers.shots import train
 
@@ -132,3 +137,123 @@ def test_the_first_snapshot_counts_and_not_what_training_made_of_it():
 def test_limits_can_be_moved():
     assert list(check(begun(blocks([0.02, 0.02, 0.15, 0.02])), decades=0.5))
     assert list(check(begun(plain(MLP, [1, 40, 1, 1])), alone=1.5))
+
+
+# --- before the first step --------------------------------------------------------------------------------------------
+
+SHAPES = (MLP[0], *[(64, 64)] * 4, MLP[-1])
+
+
+def drawn(factors, *, shapes=SHAPES, loss=None, feeds=(), **fields):
+    """Return a plain sequence as torch initialises it, times a factor for each layer, and its first loss."""
+    parameters = [
+        parameter(f"net.{2 * i}.weight", shape=s, std=usual(s) * f)
+        for i, (s, f) in enumerate(zip(shapes, factors, strict=True))
+    ]
+    layers = tuple(Layer(v.name, feeds_loss=i in feeds) for i, v in enumerate(parameters))
+    calls = (LossCall("cross_entropy", classes=10),)
+    return Initial(parameters, None if loss is None else Signal(layers, loss=loss, losses=calls), **fields)
+
+
+LOUD = [1, 1, 100, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "initial",
+    [
+        pytest.param([], id="no parameters"),
+        pytest.param(drawn([1] * 6), id="torch's own initialisation"),
+        pytest.param(drawn([1, 1, 9, 1, 1, 1]), id="nine times"),
+        pytest.param(drawn([1, 1, 0, 1, 1, 1]), id="a branch that begins at zero"),
+        pytest.param(drawn([1, 1, 1, 1, 1, 1e-3]), id="a head that begins near zero"),
+        pytest.param(drawn([1e-3, 1, 1, 1, 1, 1], loss=2.3, feeds=[0]), id="a head that was registered first"),
+        pytest.param(drawn([1e-3, 1, 1], shapes=[(10, 32), *MLP[:2]], loss=2.3, feeds=[0]), id="few layers and a head"),
+        pytest.param(drawn([1, 100], shapes=SHAPES[:2]), id="two matrices have no usual size"),
+        pytest.param(drawn(LOUD, resumed=True), id="a checkpoint was loaded"),
+        pytest.param(
+            [
+                *drawn([1] * 6),
+                parameter("embed.weight", kind="embedding", std=30.0),
+                parameter("pos", kind="other", std=9),
+            ],
+            id="embeddings and free parameters are left out",
+        ),
+        pytest.param(
+            [parameter(f"net.{i}.weight", std=0.0, mean=1e-3, constant=1e-3) for i in range(3)]
+            + [parameter("net.9.weight")],
+            id="constants have no usual size",
+        ),
+        pytest.param([*drawn([1] * 5, shapes=SHAPES[:5]), parameter("net.9.weight", std=None)], id="not measured"),
+        pytest.param(
+            [*drawn([1] * 5, shapes=SHAPES[:5]), parameter("net.9.weight", std=1e9, nonfinite=1)], id="broken"
+        ),
+    ],
+)
+def test_silent_at_the_start(initial):
+    assert RULE(initial) == ()
+
+
+@pytest.mark.parametrize(
+    ("initial", "severity"),
+    [
+        (drawn(LOUD), "info"),
+        (drawn(LOUD, loss=float("nan")), "info"),
+        (drawn(LOUD, loss=2.9 * math.log(10)), "info"),
+        (drawn(LOUD, loss=3.1 * math.log(10)), "warning"),
+        (drawn(LOUD, loss=3.1 * math.log(10), pretrained=True), "info"),
+    ],
+)
+def test_it_is_a_warning_where_the_first_loss_is_far_above_a_guess(initial, severity):
+    (finding,) = RULE(initial)
+    assert (finding.severity, finding.parameters) == (severity, ("net.4.weight",))
+    assert (finding.value, finding.limit) == (pytest.approx(2.0), 1.0)
+    assert (finding.step, finding.since_step) == (0, 0)
+
+
+def test_what_is_said_at_the_start():
+    (finding,) = RULE(drawn(LOUD))
+    assert str(finding) == (
+        "INFO at step 0: layer_scale_outlier. At the start the weights of net.4.weight are up to 100 times too large "
+        "for its peers: 2.0 decades from their median (limit 1). Try first: Initialise these layers as the others are: "
+        "nn.init.normal_(model.net[4].weight, std=0.072)."
+    )
+
+
+@pytest.mark.parametrize(("factor", "told"), [(0.01, True), (0.03, False), (100, True), (40, False)])
+def test_without_peers_it_needs_more(factor, told):
+    found = RULE(drawn([1, factor, 1, 1], shapes=MLP))
+    assert [(f.parameters, f.limit) for f in found] == [(("net.2.weight",), 1.7)] * told
+
+
+def test_a_mean_counts_as_size():
+    """Weights about one hundredth and next to no spread have a gain as others that are spread so much."""
+    ill = [parameter(f"net.{i}.weight", std=0.07) for i in range(4)] + [parameter("net.4.weight", std=1e-4, mean=0.07)]
+    assert RULE([*ill, parameter("head.weight", shape=(10, 64))]) == ()
+
+
+def test_training_and_audit_agree():
+    """The same weights give the same finding, whether norms or standard deviations are known."""
+    for factors in (LOUD, [1, 1, 1, 0.01, 1, 1], [1, 30, 1, 1, 1, 1]):
+        (before,), (during,) = RULE(drawn(factors)), RULE(begun(plain(SHAPES, factors)))
+        assert before.parameters == tuple(f"net.{name}" for name in during.parameters)
+        assert before.value == pytest.approx(during.value)
+        assert (before.limit, before.unit) == (during.limit, during.unit)
+
+
+def test_in_a_real_network_the_remedy_is_one():
+    torch.manual_seed(0)
+    model = nn.Sequential(*[layer for _ in range(6) for layer in (nn.Linear(32, 32), nn.ReLU())], nn.Linear(32, 10))
+    for layer in model[::2]:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    with torch.no_grad():
+        model[6].weight.mul_(100)
+    batch = (torch.randn(64, 32), torch.randint(10, (64,)))
+
+    def found():
+        report = audit_init(model, batch, functional.cross_entropy)
+        return [f for f in report.findings if f.rule == "layer_scale_outlier"]
+
+    (finding,) = found()
+    assert (finding.severity, finding.parameters) == ("warning", ("6.weight",))
+    eval(finding.try_first.partition(": ")[2].removesuffix("."), {"nn": nn, "model": model})
+    assert found() == []

@@ -1,9 +1,15 @@
 """Units that are copies of one another: silent cases first."""
 
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional
 
-from lightning_weightwatch.rules.symmetric_units import RULE
+from lightning_weightwatch.audit import audit_init
+from lightning_weightwatch.evidence import Initial, Layer, Signal
+from lightning_weightwatch.rules.symmetric_units import RULE, check
 from tests.helpers.chains import chain, snapshot
+from tests.helpers.drawn import parameter, zeros
 from tests.helpers.runs import falling
 
 LAYERS = ("a", "b", "c", "head")
@@ -72,3 +78,67 @@ def test_matrices_of_zeros_that_became_equal_rows_are_dated_from_then():
 
 def test_later_snapshots_that_do_not_count_change_nothing():
     assert RULE(run((0, ALL), (10, ALL), (20, None))) == RULE(run((0, ALL), (10, ALL)))
+
+
+# --- before the first step --------------------------------------------------------------------------------------------
+
+
+def drawn(shares, *, zero=(), order=LAYERS):
+    """Return layers, registered in one order, that a batch passed in another and found to have so many twins."""
+    parameters = [(zeros if layer in zero else parameter)(f"{layer}.weight") for layer in LAYERS]
+    passed = tuple(Layer(f"{layer}.weight") for layer in order)
+    twins = {f"{layer}.weight": shares.get(layer, 0.0) for layer in LAYERS}
+    return Initial([*parameters, parameter("a.bias", kind="bias", shape=(64,))], Signal(passed, twins=twins))
+
+
+@pytest.mark.parametrize(
+    "initial",
+    [
+        pytest.param([parameter("a.weight")], id="parameters alone"),
+        pytest.param(Initial([parameter("a.weight")], Signal()), id="nothing was counted"),
+        pytest.param(drawn({}), id="none are equal"),
+        pytest.param(drawn({"a": 1.0}), id="one of three hidden matrices: the next tells its units apart"),
+        pytest.param(drawn({"a": 1.0, "head": 1.0}), id="an output is not hidden"),
+        pytest.param(drawn({"a": 0.5, "b": 0.5}), id="half of their rows"),
+        pytest.param(drawn(ALL, zero=LAYERS), id="zeros"),
+        pytest.param(drawn({"b": 1.0, "c": 1.0}, order=("head", "a", "b", "c")), id="c makes the output"),
+    ],
+)
+def test_silent_at_the_start(initial):
+    assert RULE(initial) == ()
+
+
+def test_copies_in_most_hidden_layers_are_critical_from_the_start():
+    (finding,) = RULE(drawn({"a": 0.9, "b": 0.6, "head": 0.1}))
+    assert (finding.severity, finding.step, finding.since_step) == ("critical", 0, 0)
+    assert finding.parameters == ("a.weight", "b.weight", "head.weight")
+    assert (finding.value, finding.limit) == (0.9, 0.05)
+    assert (
+        "90% of the rows of a.weight (limit 5%) equal another one in weight and in gradient at the start" in finding.saw
+    )
+
+
+def test_one_matrix_is_enough_where_it_is_the_only_hidden_one():
+    two = [parameter("a.weight"), parameter("head.weight")]
+    assert len(RULE(Initial(two, Signal(twins={"a.weight": 1.0, "head.weight": 0.0})))) == 1
+    assert RULE(Initial(two[:1], Signal(twins={"a.weight": 1.0}))) == ()
+
+
+def test_limits_move_the_start_as_well():
+    assert list(check(drawn({"a": 0.5, "b": 0.5}), most=0.4))
+    assert not list(check(drawn({"a": 0.9, "b": 0.9}), twins=0.95))
+
+
+@pytest.mark.parametrize(("constant", "ill"), [((0, 2), True), ((0,), False), ((), False)])
+def test_a_real_network_bears_it_out(constant, ill):
+    """Constant matrices in a row have equal gradients in the first pass; one between random ones has not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3))
+    for layer in constant:
+        nn.init.constant_(model[layer].weight, 0.1)
+        nn.init.zeros_(model[layer].bias)
+    if ill:
+        nn.init.constant_(model[4].weight, 0.1)
+    batch = (torch.randn(32, 8), torch.randint(3, (32,)))
+    found = [f for f in audit_init(model, batch, functional.cross_entropy).findings if f.rule == "symmetric_units"]
+    assert [f.parameters for f in found] == [("0.weight", "2.weight")] * ill
