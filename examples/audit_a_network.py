@@ -49,9 +49,9 @@ def audit(title: str, net: nn.Sequential) -> InitReport:
     print(f"\n=== {title}: {report.headline}")
     if signal is not None:
         first, last = signal.layers[0], signal.layers[-1]
-        print(f"spread of the activations   {first.spread:.3g} in the first layer, {last.spread:.3g} in the last")
+        print(f"spread of the activations    {first.spread:.3g} in the first layer, {last.spread:.3g} in the last")
         print(f"gradient of a layer's output {first.gradient:.3g} in the first layer, {last.gradient:.3g} in the last")
-        print(f"first loss                  {signal.loss:.4f}; a guess among 10 classes has {math.log(10):.4f}")
+        print(f"first loss                   {signal.loss:.4f}, expected {signal.expected_loss:.4f}")
     for finding in report.findings:
         print(finding)
     return report

@@ -129,7 +129,7 @@ def how_it_began(trainer: pl.Trainer) -> None:
         title = "how it began" if place == 0 else ""
         print(f"  {title:<20} {p.name}: std {p.std:.4f}, expected {p.expected_std:.4f} by {p.scheme}")
     if report.signal is not None:
-        print(f"  {'':<20} first loss {report.signal.loss:.3f}, a guess among 10 classes has 2.303")
+        print(f"  {'':<20} first loss {report.signal.loss:.3f}, expected {report.signal.expected_loss:.3f}")
 
 
 def main() -> None:

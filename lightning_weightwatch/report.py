@@ -160,7 +160,8 @@ def in_words(signal: Signal) -> str:
     """
     both = (("activations", signal.forward_decades), ("gradients", signal.backward_decades))
     told = [f"{what} x {10**by:.2g}" for what, by in both if math.isfinite(by)]
-    told += [f"first loss {signal.loss:.4g}"] if math.isfinite(signal.loss) else []
+    expected = f" (expected {signal.expected_loss:.4g})" if math.isfinite(signal.expected_loss) else ""
+    told += [f"first loss {signal.loss:.4g}{expected}"] if math.isfinite(signal.loss) else []
     head = f"{len(signal.layers)} layers: " if signal.layers else ""
     return head + ", ".join(told) if told else ""
 
@@ -193,6 +194,7 @@ def _plain_signal(signal: Signal) -> dict[str, Any]:
         "forward_decades": _plain(signal.forward_decades),
         "backward_decades": _plain(signal.backward_decades),
         "loss": _plain(signal.loss),
+        "expected_loss": _plain(signal.expected_loss),
         "optimizers": list(signal.optimizers),
         "not_measured": list(signal.not_measured),
     }

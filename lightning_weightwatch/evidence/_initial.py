@@ -158,6 +158,22 @@ class Signal:
         return -_decades([layer.gradient for layer in self.layers if layer.kind != "embedding"])
 
     @property
+    def expected_loss(self) -> float:
+        """What a network that knows nothing of its input is expected to begin with; NaN where nobody knows.
+
+        The logarithm of the number of classes; for a squared error the variance of the targets, which is the loss of
+        their mean.
+
+        Example:
+            >>> round(Signal(losses=(LossCall("cross_entropy", classes=10),)).expected_loss, 4)
+            2.3026
+        """
+        call = self.losses[0] if len(self.losses) == 1 else None
+        if call is None:
+            return float("nan")
+        return float(np.log(max(call.classes, 2))) if call.classes else call.chance
+
+    @property
     def is_adaptive(self) -> bool:
         """Whether all optimizers divide a gradient by its own size, so that small ones move weights as large ones do.
 
