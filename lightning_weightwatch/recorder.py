@@ -187,7 +187,7 @@ class GradientRecorder:
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Note the weights that an optimizer is about to change, if there is a snapshot."""
-        if self._snapshot is not None:
+        if self._snapshot is not None and self._snapshot.awaits(id(optimizer)):
             held = self._held(optimizer)
             self._snapshot.weights(id(optimizer), list(held), list(held.values()))
 
@@ -197,7 +197,7 @@ class GradientRecorder:
             self.unclipped.add(type(optimizer).__name__)
         elif self._clipping and self._last_step.get(id(optimizer)) == step:
             self._put(len(self.parameters), *self._readable(gradients), None)
-        if self._snapshot is not None:
+        if self._snapshot is not None and self._snapshot.holds(id(optimizer)):
             self._snapshot.updates(id(optimizer), self._held(optimizer))
 
     def send(self, notes: Mapping[str, float], *, agree: bool, listener: Listener | None = None) -> Flight:

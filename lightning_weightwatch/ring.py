@@ -93,10 +93,11 @@ class Ring:
             numbers: One number per column; none of them negative, if the largest is kept.
             keep_largest: Where there is a number already, keep the larger; NaN is larger than any.
         """
-        row = self._row
-        numbers = numbers.to(self._numbers)
-        self._numbers[row, device] = torch.maximum(self._numbers[row, device], numbers) if keep_largest else numbers
-        self._measured[row, host] = True
+        row, measured, numbers = self._numbers[self._row], self._measured[self._row], numbers.to(self._numbers)
+        if keep_largest and measured[host].any():  # else there are only zeros
+            numbers = torch.maximum(row[device], numbers)
+        row[device] = numbers
+        measured[host] = True
 
     def mark(self, column: int) -> None:
         """Note that a number of the row begun last is known to be 0, if it is not more already."""

@@ -9,7 +9,7 @@ copy of the weights for the duration of that one step; where there is no room fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from lightning_weightwatch.parcel import upload
 from lightning_weightwatch.stats import norm
 
 _GRADIENT = tuple(name for name in stats.all_statistics() if name != "histogram")
+_PORTION = 1 << 20  # elements of the changes that are measured together
 _EMPTY: dict[stats.Merge, float] = {"sum": 0.0, "max": -torch.inf, "min": torch.inf}
 
 UNITS = {
@@ -89,6 +90,14 @@ class SnapshotMeter:
             if self._twins is not None:
                 self._twins |= {i: fingerprints(g) for i, g in zip(columns, gradients, strict=True) if g.dim() > 1}
 
+    def awaits(self, optimizer: int) -> bool:
+        """Whether the weights that an optimizer is about to step have not been measured yet."""
+        return ("weight", optimizer) not in self._done
+
+    def holds(self, optimizer: int) -> bool:
+        """Whether there are copies of the weights that an optimizer steps."""
+        return optimizer in self._before
+
     def weights(self, optimizer: int, columns: Sequence[int], weights: Sequence[Tensor]) -> None:
         """Measure weights that are about to be stepped, and keep a copy of them until they are."""
         if self._first("weight", optimizer) and columns:
@@ -107,22 +116,22 @@ class SnapshotMeter:
             optimizer: Which optimizer stepped.
             weights: The weights as they are now, by column.
         """
-        columns, before = self._before.pop(optimizer, ([], []))
-        kept = [(i, old) for i, old in zip(columns, before, strict=True) if i in weights]
-        kept = [(i, old) for i, old in kept if weights[i].shape == old.shape]
+        copies = zip(*self._before.pop(optimizer, ([], [])), strict=True)
+        kept = {i: old for i, old in copies if i in weights and weights[i].shape == old.shape}
         squares, zeros = [], []
-        try:  # one at a time: all differences at once would be another copy of the model
-            for i, old in kept:
-                change = _difference(weights[i], old)
-                squares.append(norm.measure([change])["sum_sq"])
-                zeros.append(change.numel() - torch.count_nonzero(change))
+        try:
+            for places in _portions(kept):
+                changes = [_difference(weights[i], kept[i]) for i in places]
+                squares.append(norm.measure(changes)["sum_sq"])
+                zeros += [change.eq_(0).sum() for change in changes]  # in their place, twice as fast as to count
         except torch.cuda.OutOfMemoryError:
             return
-        if squares:
-            self._put("update/sum_sq", [i for i, _ in kept], torch.cat(squares))
-            self._put("update/zeros", [i for i, _ in kept], torch.stack(zeros))
-            self._put("update/elements", [i for i, _ in kept], upload([float(o.numel()) for _, o in kept], squares[0]))
-            self._mark("update", [i for i, _ in kept])
+        if kept:
+            columns = list(kept)
+            self._put("update/sum_sq", columns, torch.cat(squares))
+            self._put("update/zeros", columns, torch.stack(zeros))
+            self._put("update/elements", columns, upload([float(old.numel()) for old in kept.values()], squares[0]))
+            self._mark("update", columns)
 
     def _count_twins(self, columns: Sequence[int], weights: Sequence[Tensor]) -> None:
         prints = self._twins or {}
@@ -188,10 +197,23 @@ def _add_unstored(gradient: dict[str, NDArray[np.float64]], numels: NDArray[np.f
         gradient[key] = np.where(sparse, nearer(gradient[key], 0.0), gradient[key])
 
 
+def _portions(tensors: Mapping[int, Tensor]) -> Iterator[list[int]]:
+    """Yield the keys of small tensors together; not of all, as the changes of half precision would be one more copy."""
+    portion, elements = list[int](), 0
+    for key, tensor in tensors.items():
+        if portion and elements + tensor.numel() > _PORTION:
+            yield portion
+            portion, elements = [], 0
+        portion.append(key)
+        elements += tensor.numel()
+    if portion:
+        yield portion
+
+
 def _difference(now: Tensor, before: Tensor) -> Tensor:
-    """Return the change; half precision would round it."""
-    now = values(now)
-    return now - before if now.element_size() >= 4 else now.float() - before.float()
+    """Return the change, in the place of the copy; half precision would round it."""
+    before = before if before.element_size() >= 4 else before.float()
+    return before.sub_(values(now))
 
 
 def fingerprints(matrix: Tensor) -> Tensor:

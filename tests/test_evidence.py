@@ -104,6 +104,15 @@ def test_the_loss_ratio_is_median_now_over_median_at_the_start(losses, ratio):
     assert evidence.loss_ratio() == pytest.approx(ratio, nan_ok=True)
 
 
+def test_what_is_asked_once_is_asked_again_after_the_next_step_also_if_it_adds_to_the_last():
+    evidence, asked = Evidence(LAYERS), []
+    for step in (0, 0, 1):
+        evidence.add(step, [1.0, 1.0, 1.0])
+        counts = [evidence.once(("how often", 5), lambda: asked.append(None) or len(asked)) for _ in range(3)]
+        assert counts == [len(asked)] * 3
+    assert len(asked) == 3
+
+
 def test_the_start_of_the_run_is_remembered_after_it_left_the_window():
     evidence = Evidence(LAYERS, window=5)
     for step in range(100):

@@ -98,6 +98,23 @@ def test_nothing_begun_is_nothing_measured_in_a_block_of_the_usual_shape():
     assert (rows.steps, tuple(rows.numbers.shape), rows.measured.shape) == ([], (3, 4), (3, 4))
 
 
+def test_of_numbers_put_twice_the_larger_is_kept_where_it_is_asked_for_and_nan_above_all():
+    held, columns = ring(), np.arange(4)
+    held.begin(0)
+    held.mark(3)
+    for numbers in ([1.0, 5.0, float("nan"), 2.0], [3.0, 4.0, 7.0, 1.0]):
+        held.put(torch.from_numpy(columns), columns, torch.tensor(numbers), keep_largest=True)
+    assert held.drain().numbers[0].nan_to_num(-1.0).tolist() == [3.0, 5.0, -1.0, 2.0]
+
+
+def test_of_numbers_put_in_several_groups_each_is_held_against_its_own():
+    held = ring()
+    held.begin(0)
+    for columns, numbers in (([0, 1], [2.0, 9.0]), ([1, 2], [4.0, 5.0])):
+        held.put(torch.tensor(columns), np.array(columns), torch.tensor(numbers), keep_largest=True)
+    assert held.drain().numbers[0].tolist() == [2.0, 9.0, 5.0, 0.0]
+
+
 def test_non_finite_and_large_numbers_pass_unchanged():
     held = ring()
     held.begin(0)

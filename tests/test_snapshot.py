@@ -215,6 +215,12 @@ def test_a_weight_that_changed_its_shape_has_no_update():
     assert np.isnan([seen["update_norm"], seen["update_ratio"]]).all()
 
 
+@pytest.mark.parametrize("portion", [1, 20, 60])
+def test_updates_are_those_of_numpy_however_many_are_measured_together(portion, monkeypatch):
+    monkeypatch.setattr(snapshot, "_PORTION", portion)
+    agrees_with_numpy(read(measured(lambda n: slice(None))))
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 

@@ -28,8 +28,8 @@ def log_step(trainer: Any) -> int:
     It counts batches (or accumulation windows), while ``global_step`` counts optimizer steps and runs twice as fast
     with two optimizers.
     """
-    epoch_loop = getattr(trainer.fit_loop, "epoch_loop", None)
-    return int(getattr(epoch_loop, "_batches_that_stepped", trainer.global_step))
+    stepped = getattr(getattr(trainer.fit_loop, "epoch_loop", None), "_batches_that_stepped", None)
+    return int(trainer.global_step if stepped is None else stepped)
 
 
 def strategy_kind(trainer: Any) -> StrategyKind:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +27,7 @@ class Evidence:
     """The last ``window`` steps of every parameter's gradient norm, and the loss; and what was read now and then.
 
     Attributes:
+        names: The names of the parameters.
         setup: How the training is set up.
         first_losses: The first finite losses of the run, at most ``FIRST``.
         curve: The losses of the whole run.
@@ -52,6 +53,9 @@ class Evidence:
 
     def __init__(self, parameters: Sequence[Watched], *, window: int = 200, scaled_loss: bool = False) -> None:
         self.parameters = tuple(parameters)
+        self.names = tuple(p.name for p in self.parameters)
+        columns = [i for i, p in enumerate(self.parameters) if p.is_matrix]
+        self._matrices = tuple(sorted(columns, key=lambda i: self.parameters[i].place))
         self.scaled_loss = scaled_loss
         self.window = window
         self.setup = Setup()
@@ -70,7 +74,7 @@ class Evidence:
         self._steps = np.empty(2 * window, dtype=np.int64)
         self._roots = np.sqrt([max(p.numel, 1) for p in self.parameters])
         self._begin = self._end = 0
-        self._known: dict[str, Any] = {}  # what follows from the rows, until the next one is added
+        self._known: dict[Hashable, Any] = {}  # what follows from the rows, until the next one is added
 
     def __len__(self) -> int:
         """The number of remembered steps."""
@@ -157,7 +161,7 @@ class Evidence:
         """
         first = self.first_snapshot
         return {
-            "names": [p.name for p in self.parameters],
+            "names": list(self.names),
             "steps": self.steps,
             "norms": _single(self.norms),
             "numbers": {name: self._remembered(name).copy() for name in _NUMBERS},
@@ -208,7 +212,7 @@ class Evidence:
     @property
     def steps(self) -> list[int]:
         """The remembered steps, ascending, length ``T``."""
-        found: list[int] = self._once("steps", self._steps[self._begin : self._end].tolist)
+        found: list[int] = self.once("steps", self._steps[self._begin : self._end].tolist)
         return list(found)
 
     @property
@@ -219,13 +223,13 @@ class Evidence:
     @property
     def rms(self) -> Floats:
         """Root mean square gradients, shape ``[T, P]``, marked as ``norms`` are."""
-        found: Floats = self._once("rms", lambda: np.asarray(self.norms / self._roots, dtype=np.float64))
+        found: Floats = self.once("rms", lambda: np.asarray(self.norms / self._roots, dtype=np.float64))
         return np.array(found)
 
     @property
     def global_norm(self) -> Floats:
         """The norm over all parameters, shape ``[T]``; NaN on steps where nothing was measured."""
-        found: Floats = self._once("global_norm", lambda: _total(self.norms))
+        found: Floats = self.once("global_norm", lambda: _total(self.norms))
         return np.array(found)
 
     @property
@@ -264,21 +268,27 @@ class Evidence:
     @property
     def matrices(self) -> list[int]:
         """The columns of the parameters that make the depth profile, in forward order."""
-        columns = [i for i, p in enumerate(self.parameters) if p.is_matrix]
-        return sorted(columns, key=lambda i: self.parameters[i].place)
+        return list(self._matrices)
 
     def loss_ratio(self, last: int = 5) -> float:
         """Return the median of the last known losses over that of the first of the run; NaN while unknown.
 
         Below 1 the loss has fallen. Losses that begin at or below zero have no ratio.
         """
+        return self.once(("loss_ratio", last), lambda: self._loss_ratio(last))
+
+    def _loss_ratio(self, last: int) -> float:
         known = self.losses[~np.isnan(self.losses)]
         if not self.first_losses or len(known) < last:
             return float("nan")
         first = float(np.median(self.first_losses))
         return float(np.median(known[-last:])) / first if first > 0 else float("nan")
 
-    def _once(self, name: str, work: Callable[[], Computed]) -> Computed:
+    def once(self, name: Hashable, work: Callable[[], Computed]) -> Computed:
+        """Return what ``work`` gave when it was last asked for by this name, if no step was added since; else ask it.
+
+        For what several rules ask of the remembered steps, and of nothing else; nobody may write to it.
+        """
         if name not in self._known:
             self._known[name] = work()
         found: Computed = self._known[name]
@@ -302,5 +312,6 @@ def _single(norms: Floats) -> NDArray[np.float32]:
 
 def _total(norms: Floats) -> Floats:
     """Return the norm over all parameters for each row; NaN where nothing was measured."""
-    total = np.sqrt(np.nansum(norms**2, axis=1))
-    return np.where(np.isnan(norms).all(axis=1), np.nan, total)
+    unknown = np.isnan(norms)
+    total = np.sqrt((np.where(unknown, 0.0, norms) ** 2).sum(axis=1))
+    return np.where(unknown.all(axis=1), np.nan, total)

@@ -36,7 +36,8 @@ class LossMeter:
             scale: The factor it was multiplied by, if any.
             divided_by: The length of the accumulation window, by which Lightning divides each loss of it.
         """
-        plain = values(loss).mean() * _summands(loss)
+        plain = values(loss)
+        plain = (plain.mean() if plain.dim() else plain) * _summands(loss)
         if scale is not None:
             plain = plain / scale.to(plain.device)
         if self._sum is None or step != self._step:

@@ -59,9 +59,9 @@ class UnitMeter:
         if not known:
             return
         known.sort(key=lambda pair: pair[0])  # an optimizer holds its parameters in an order of its own
-        silent = torch.cat([_silent(g) for _, g in known])
+        silent = torch.cat([_sizes_of_rows(g) for _, g in known]) == 0
         if len(known) == len(self.columns):
-            self._streaks = (self._streaks + 1) * silent
+            self._streaks.add_(1).mul_(silent)
             return
         sizes = [self._sizes[i] for i, _ in known]
         for (i, _), part in zip(known, silent.split(sizes), strict=True):
@@ -88,9 +88,9 @@ def unit_counts(parameters: Sequence[Parameter]) -> NDArray[np.float64]:
     return counts
 
 
-def _silent(gradient: Tensor) -> Tensor:
-    zero = gradient == 0
-    return (zero if zero.dim() == 1 else zero.flatten(1).all(dim=1)).int()
+def _sizes_of_rows(gradient: Tensor) -> Tensor:
+    """Return a number for each unit that is zero where its whole gradient is, and only there."""
+    return gradient if gradient.dim() == 1 else gradient.flatten(1).abs().sum(dim=1)
 
 
 def _with_units(parameters: Sequence[Parameter]) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 
 from torch import Tensor
 
@@ -20,7 +21,7 @@ __all__ = ["Merge", "Partials", "Statistic", "all_statistics", "measure", "merge
 
 def all_statistics() -> dict[str, Statistic]:
     """Return every statistic of this folder by name."""
-    return _folder.members(sys.modules[__name__], "STATISTIC")
+    return dict(_found())
 
 
 def measure(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -28,7 +29,7 @@ def measure(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Tensor
 
     Those that measure by rows look at each row in turn, so that its elements are fetched once.
     """
-    measures = {name: statistic.measure for name, statistic in all_statistics().items() if name in names}
+    measures = {name: statistic.measure for name, statistic in _found().items() if name in names}
     rows = {name: one for name, one in measures.items() if isinstance(one, ByRows)}
     found = {name: one(tensors) for name, one in measures.items() if name not in rows}
     return keyed(found) | (joined(rows)(tensors) if rows else {})
@@ -36,14 +37,19 @@ def measure(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Tensor
 
 def merges(names: Sequence[str]) -> dict[str, Merge]:
     """Return how each partial that ``measure`` gives is merged."""
-    known = all_statistics()
+    known = _found()
     return keyed({name: known[name].partials for name in names})
 
 
 def read(names: Sequence[str], partials: Partials) -> dict[str, Tensor]:
     """Turn what ``measure`` gave, merged or not, into read-outs by their own names."""
-    known = all_statistics()
+    known = _found()
     out: dict[str, Tensor] = {}
     for name in names:
         out |= known[name].read({key: partials[f"{name}/{key}"] for key in known[name].partials})
     return out
+
+
+@cache
+def _found() -> dict[str, Statistic]:
+    return _folder.members(sys.modules[__name__], "STATISTIC")

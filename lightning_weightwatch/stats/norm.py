@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_weightwatch.stats._base import Partials, Statistic, precise
@@ -44,40 +45,36 @@ def _norms(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _norms_on_cpu(tensors: Sequence[Tensor]) -> Tensor:
-    large = [i for i, t in enumerate(tensors) if t.numel() > 2 * _ROW]
-    norms, least = _norms_by_rows(tensors, large) if large else (_norms_of_pieces(tensors), _SQUARES_UNDERFLOW)
-    doubtful = (norms < least) | ~norms.isfinite()
-    for i in doubtful.nonzero().flatten().tolist():
+    parts, owners = _norms_of_parts(tensors)
+    squares = np.bincount(owners, weights=parts.square().numpy(), minlength=len(tensors))
+    # Of many parts that are each too small none may be believed.
+    norms, least = np.sqrt(squares), _SQUARES_UNDERFLOW * np.sqrt(np.bincount(owners, minlength=len(tensors)))
+    for i in np.flatnonzero((norms < least) | ~np.isfinite(norms)).tolist():
         norms[i] = torch.linalg.vector_norm(tensors[i], dtype=torch.float64)
-    return norms
+    return torch.from_numpy(norms)
 
 
-def _norms_by_rows(tensors: Sequence[Tensor], large: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return norms, and how small each may be: of many rows that are each too small none may be believed."""
-    pieces, rows, counts = list(tensors), [], np.zeros(len(tensors), dtype=np.int64)
-    for i in large:
-        flat = flattened(tensors[i])
-        counts[i] = flat.numel() // _ROW
-        end = int(counts[i]) * _ROW
-        matrix, pieces[i] = flat[:end].view(-1, _ROW), flat[end:]
-        rows.append(torch.linalg.vector_norm(matrix, dim=1, dtype=_at_least_single(flat.dtype)))
-    squares = _norms_of_pieces(pieces).square()
-    of_rows = torch.cat(rows).double().square().numpy()
-    begins = np.concatenate([[0], np.cumsum(counts[large])[:-1]])
-    squares[large] += torch.from_numpy(np.add.reduceat(of_rows, begins))
-    return squares.sqrt(), _SQUARES_UNDERFLOW * torch.from_numpy(np.sqrt(counts + 1.0))
-
-
-def _norms_of_pieces(pieces: Sequence[Tensor]) -> Tensor:
-    alike: dict[torch.dtype, list[int]] = defaultdict(list)
-    for i, piece in enumerate(pieces):
-        alike[piece.dtype].append(i)
-    norms = torch.empty(len(pieces), dtype=torch.float64, device="cpu")
-    for dtype, places in alike.items():
-        of_alike = [pieces[i] for i in places]
-        found = torch._foreach_norm(of_alike, 2, dtype=_at_least_single(dtype))  # noqa: SLF001 - as above
-        norms[places] = torch.stack(found).double()
-    return norms
+def _norms_of_parts(tensors: Sequence[Tensor]) -> tuple[Tensor, NDArray[np.int64]]:
+    """Return the norms of rows of large tensors, of what these leave over and of small ones, and whose each is."""
+    norms, owners, counts = list[Tensor](), list[int](), list[int]()
+    small: dict[torch.dtype, dict[int, Tensor]] = defaultdict(dict)
+    for i, tensor in enumerate(tensors):
+        if tensor.numel() <= 2 * _ROW:
+            small[tensor.dtype][i] = tensor
+            continue
+        flat = flattened(tensor)
+        rows = flat.unfold(0, _ROW, _ROW)
+        norms.append(torch.linalg.vector_norm(rows, dim=1, dtype=_at_least_single(flat.dtype)))
+        owners.append(i)
+        counts.append(len(rows))
+        if rows.numel() < flat.numel():
+            small[flat.dtype][i] = flat[rows.numel() :]
+    for dtype, pieces in small.items():
+        found = torch._foreach_norm(list(pieces.values()), 2, dtype=_at_least_single(dtype))  # noqa: SLF001 - as above
+        norms.append(torch.stack(found))
+        owners += pieces
+        counts += [1] * len(pieces)
+    return torch.cat(norms).double(), np.repeat(owners, counts)
 
 
 def _at_least_single(dtype: torch.dtype) -> torch.dtype:
