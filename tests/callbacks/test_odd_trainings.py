@@ -925,11 +925,20 @@ def test_a_console_that_is_gone_ends_nothing_and_loses_no_finding(
     assert (tmp_path / "weightwatch" / "init_report.json").exists()
 
 
+class NamedAndConstant(Named):
+    """Its odd names are told on the console, as two layers in a row are constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.odd[1:3]:
+            nn.init.constant_(getattr(self, name).weight, 0.1)
+
+
 def test_a_console_of_few_letters_gets_escapes_for_the_others(monkeypatch: Any) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
     watchers = watch(seed=1)
-    fits.fit(Named, watchers)
+    fits.fit(NamedAndConstant, watchers)
     said = raw.getvalue().decode("ascii")
     monkeypatch.undo()
     assert not [c for c in watchers if c.broken]
@@ -1037,6 +1046,6 @@ def test_a_killed_run_leaves_what_was_told_and_the_command_reads_it(tmp_path: Pa
     command = [sys.executable, "-W", "ignore", "-c", KILLED]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
-    assert cli.report(tmp_path, as_json=True) == cli.ILL
+    assert cli.main(["report", str(tmp_path), "--json"]) == 1
     (found,) = json.loads(capsys.readouterr().out).values()
     assert [(f["rule"], f["since_step"]) for f in found] == [("non_finite_gradients", 3)]
