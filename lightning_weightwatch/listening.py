@@ -125,6 +125,7 @@ class Listener(TorchFunctionMode):
 
     def __exit__(self, *_: object) -> None:
         """Stop listening."""
+        self._turn_deaf()
         self.remove()
 
     def remove(self) -> bool:
@@ -143,7 +144,8 @@ class Listener(TorchFunctionMode):
         kwargs = kwargs or {}
         hears = not torch.compiler.is_compiling() and self._hears()
         name = _name_of(func) if hears and len(self._heard) < _MOST else ""
-        self._is_deaf |= name == "backward"
+        if name == "backward":
+            self._turn_deaf()
         subject = args[0] if args else kwargs.get("input")
         std = self._quietly(spread, subject) if name in _ACTIVATIONS else None
         result = func(*args, **kwargs)
@@ -159,7 +161,8 @@ class Listener(TorchFunctionMode):
 
     def close(self) -> None:
         """Measure the batch, let go of it, and keep all ``numbers``, shape ``[n]``, on the device."""
-        self.is_closed = self._is_deaf = True
+        self.is_closed = True
+        self._turn_deaf()
         for name, tensor in self._batch:
             numbers = self._quietly(input_numbers, tensor)
             if numbers is not None:
@@ -180,6 +183,12 @@ class Listener(TorchFunctionMode):
         activations = _with_feeding([m for m in made if isinstance(m, Activation)], losses)
         inputs = tuple(m for m in made if isinstance(m, InputScale))
         return Listened(self.step, activations, losses, inputs, tuple(self._dropout))
+
+    def _turn_deaf(self) -> None:
+        """Hear no more: what follows is the backward pass."""
+        self._is_deaf = True
+        if self._layers is not None:
+            self._layers.close()
 
     def _hears(self) -> bool:
         """Whether what is called now is to be measured."""

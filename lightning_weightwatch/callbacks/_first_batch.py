@@ -16,7 +16,7 @@ from lightning_weightwatch.meters import LossMeter, owned
 from lightning_weightwatch.parameters import Parameter, named_tensors
 from lightning_weightwatch.propagation import Propagation
 
-_TRIES = 3  # batches without a loss, such as a ``training_step`` that returned ``None``
+_TRIES = 3  # batches that nothing can be learnt from, as after a ``training_step`` that returned ``None``
 
 
 class FirstBatch:
@@ -35,14 +35,15 @@ class FirstBatch:
         self._parameters, self._why_not = parameters, why_not
         self._passing: Propagation | None = None
         self._losses, self._scale = LossMeter(), 1.0
-        self._step, self._steps, self._tries = -1, 0, 0
+        self._began, self._step, self._steps, self._tries = -1, -1, 0, 0
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
         """Listen to the forward pass that follows, if it is the first."""
         if self.is_done or self._passing is not None:
             return
         tensors = dict(named_tensors(pl_module))
-        self._passing = Propagation(self._parameters, tensors, batch, step=_trainer.log_step(trainer))
+        self._began = _trainer.log_step(trainer)
+        self._passing = Propagation(self._parameters, tensors, batch, step=self._began)
         self._passing.listener.__enter__()
 
     def before_backward(self, trainer: pl.Trainer, loss: Tensor) -> None:
@@ -61,7 +62,9 @@ class FirstBatch:
         step, names = _trainer.log_step(trainer), {}
         for name, tensor in named_tensors(trainer.lightning_module).items():
             names[id(tensor)] = name
-        gradients = {names[id(p)]: p.grad for p in owned(optimizer) if id(p) in names}
+        gradients = {names[id(p)]: p.grad for p in owned(optimizer) if id(p) in names and p.grad is not None}
+        if not gradients and not self._steps:  # a ``training_step`` that returned ``None`` is followed by this as well
+            return
         scale = _trainer.gradient_scale(trainer, optimizer)
         self._passing.add(gradients, scale=1.0 if scale is None else float(scale), anew=step != self._step)
         loss = self._losses.of(step)
@@ -75,27 +78,39 @@ class FirstBatch:
         if self._passing is None or self.is_done:
             return
         self._leave(self._passing)
-        if self._passing.failure is not None or (self._steps and not self._passing.wants_more):
+        if self._passing.failure is not None:
             self.is_done = True
-        elif not self._steps and _trainer.ends_window(trainer):
+        elif self._is_void(trainer, self._passing):
             self._tries += 1
             self.is_done = self._tries >= _TRIES
-            self._passing = self._passing if self.is_done else None
+            if not self.is_done:
+                self._passing, self._step, self._steps = None, -1, 0
+        elif self._steps and not self._passing.wants_more:
+            self.is_done = True
 
     def leave(self) -> None:
         """Let go of the forward pass, wherever it is."""
         if self._passing is not None:
             self._leave(self._passing)
 
+    def end_epoch(self) -> None:
+        """Let go of a batch that was begun and not trained on: its epoch ended where it was about to begin."""
+        self.leave()
+        if not self._steps:
+            self._passing = None
+
     def signal(self, optimizers: Sequence[Optimizer]) -> Signal:
         """Return what is known so far; this waits for the device."""
         passing = self._passing
         if passing is None:
             return Signal(not_measured=(f"how a batch passes: {self._why_not or 'no batch was trained on'}",))
-        if passing.failure is not None:
-            failure = f"{type(passing.failure).__name__}: {passing.failure}"
-            return Signal(not_measured=(f"how a batch passes: listening failed ({failure})",))
         return passing.read(optimizers=[type(o).__name__ for o in optimizers], scale=self._scale)
+
+    def _is_void(self, trainer: pl.Trainer, passing: Propagation) -> bool:
+        """Whether it was no batch to train on: without a loss or a step, or skipped in the search for a loss scale."""
+        if self._steps:
+            return self._steps == 1 and passing.has_overflowed and _trainer.has_grad_scaler(trainer)
+        return self._losses.of(self._began) is None or _trainer.ends_window(trainer)
 
     def _leave(self, passing: Propagation) -> None:
         if not passing.listener.is_closed:

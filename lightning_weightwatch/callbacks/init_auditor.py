@@ -183,6 +183,12 @@ class InitAuditor(pl.Callback):
                 self._finish(trainer)
 
     @deferred
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop listening, if the epoch ended where a batch was about to begin."""
+        if self._audit.is_open:
+            self._audit.batch.end_epoch()
+
+    @deferred
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell what is known, if the training ended before all was."""
         self._finish_early(trainer)

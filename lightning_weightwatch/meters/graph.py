@@ -6,15 +6,16 @@ under activation checkpointing that would run the forward pass again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 _DEPTH = 12  # nodes; farther away another layer would be named
-_PASSES: tuple[str, ...] = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Expand", "Transpose", "Permute")
-_PASSES += ("TBackward", "ToCopy", "Clone", "Alias", "AsStrided", "SelectBackward", "SliceBackward", "SplitBackward")
-_PASSES += ("UnbindBackward", "IndexBackward", "IndexSelectBackward", "GatherBackward")
+_VIEWS: tuple[str, ...] = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Expand", "Transpose", "Permute")
+_VIEWS += ("TBackward", "ToCopy", "Clone", "Alias", "AsStrided", "SelectBackward", "SliceBackward", "SplitBackward")
+_VIEWS += ("UnbindBackward",)
+_PASSES = (*_VIEWS, "IndexBackward", "IndexSelectBackward", "GatherBackward")
 _FUNCTIONS = {
     "SoftmaxBackward": "softmax",
     "SafeSoftmaxBackward": "softmax",
@@ -45,15 +46,47 @@ def producer(tensor: Tensor, names: Mapping[int, str]) -> tuple[str, tuple[int, 
         >>> producer(torch.relu(layer(torch.ones(1, 3))), {id(layer.weight): "weight"})
         ('weight', (2, 3))
     """
-    level = [tensor.grad_fn]
+    matrix = next((m for m in _matrices_behind(tensor) if id(m) in names), None)
+    return ("", ()) if matrix is None else (names[id(matrix)], tuple(matrix.shape))
+
+
+def parametrised(weight: Tensor, names: Mapping[int, str]) -> str:
+    """Return the parameter that a weight is computed from: the nearest one of as many elements; ``""`` if none is.
+
+    Example:
+        >>> from torch import nn
+        >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+        >>> parametrised(layer.weight, {id(p): name for name, p in layer.named_parameters()})
+        'parametrizations.weight.original1'
+    """
+    same_size = (m for m in _matrices_behind(weight) if m.numel() == weight.numel())
+    return next((names[id(m)] for m in same_size if id(m) in names), "")
+
+
+def sources(weight: Tensor, names: Mapping[int, str]) -> list[str]:
+    """Return all matrices that a weight is computed from."""
+    return [names[id(matrix)] for matrix in _matrices_behind(weight) if id(matrix) in names]
+
+
+def shown(tensor: Tensor, names: Mapping[int, str]) -> str:
+    """Return the parameter that a tensor is, or is a part of in another shape or type; ``""`` if it is none.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> shown(weight.T.half(), {id(weight): "weight"})
+        'weight'
+    """
+    for one in (tensor, tensor._base):  # noqa: SLF001 - of a frozen one there is no graph
+        if id(one) in names:
+            return names[id(one)]
+    node = tensor.grad_fn
     for _ in range(_DEPTH):
-        nodes = [node for node in level if node is not None]
-        for node in nodes:
-            matrix = _matrix(node)
-            if matrix is not None and id(matrix) in names:
-                return names[id(matrix)], tuple(matrix.shape)
-        level = [following for node in nodes if not _is_frozen(node) for following, _ in node.next_functions][:64]
-    return "", ()
+        if node is None or not _kind(node).startswith(_VIEWS) or not node.next_functions:
+            break
+        node = node.next_functions[0][0]
+    matrix = None if node is None else _matrix(node)
+    return "" if matrix is None else names.get(id(matrix), "")
 
 
 def fed_by(tensor: Tensor) -> tuple[str, Any]:
@@ -95,6 +128,16 @@ def softmax_units(node: Any) -> int:
         return 0
     dim = dim - 2**64 if dim >= 2**63 else dim  # a negative number is told without its sign
     return int(made[0].shape[dim])
+
+
+def _matrices_behind(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the matrices that a tensor comes from, the nearest first."""
+    level = [tensor.grad_fn]
+    for _ in range(_DEPTH):
+        nodes = [node for node in level if node is not None]
+        found = (_matrix(node) for node in nodes)
+        yield from (matrix for matrix in found if matrix is not None)
+        level = [following for node in nodes if not _is_frozen(node) for following, _ in node.next_functions][:64]
 
 
 def _kind(node: Any) -> str:

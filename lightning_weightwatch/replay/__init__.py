@@ -9,7 +9,7 @@ from lightning_weightwatch.replay._intact import (
     RandomStates,
     accelerators,
     random_streams_kept,
-    remember_all_but_tensors,
+    remember_the_rest,
     swapped,
 )
 from lightning_weightwatch.replay._numbers import all_finite
@@ -24,7 +24,7 @@ __all__ = [
     "all_finite",
     "looked_at",
     "random_streams_kept",
-    "remember_all_but_tensors",
+    "remember_the_rest",
     "replay",
     "swapped",
     "why_not",

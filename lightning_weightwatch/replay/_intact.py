@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -104,9 +104,9 @@ def remember(module: nn.Module, undo: ExitStack) -> None:
     _Memory(undo, _own(module)).visit(module)
 
 
-def remember_all_but_tensors(module: nn.Module, undo: ExitStack) -> None:
-    """Arrange the same for whatever else a module holds; its tensors are somebody else's business."""
-    _Memory(undo, _own(module), tensors=False).visit(module)
+def remember_the_rest(module: nn.Module, undo: ExitStack) -> None:
+    """Arrange the same for whatever else than parameters and buffers a module holds."""
+    _Memory(undo, _own(module), without=[*module.parameters(), *module.buffers()]).visit(module)
 
 
 def _own(module: nn.Module) -> frozenset[str]:
@@ -115,11 +115,10 @@ def _own(module: nn.Module) -> frozenset[str]:
 
 
 class _Memory:
-    def __init__(self, undo: ExitStack, own: frozenset[str], *, tensors: bool = True) -> None:
+    def __init__(self, undo: ExitStack, own: frozenset[str], *, without: Sequence[Tensor] = ()) -> None:
         self._undo = undo
         self._own = own
-        self._tensors = tensors
-        self._seen: dict[int, Any] = {}  # by id; held, so that no other thing gets the id
+        self._seen: dict[int, Any] = {id(t): t for t in without}  # held, so that no other thing gets the id
 
     def visit(self, value: Any, *, objects: bool = True) -> None:
         """Remember a value and what it holds."""
@@ -147,7 +146,7 @@ class _Memory:
                 self.visit(item, objects=objects)
 
     def _tensor(self, tensor: Tensor) -> None:
-        if not self._tensors or nn.parameter.is_lazy(tensor) or tensor.is_inference():
+        if nn.parameter.is_lazy(tensor) or tensor.is_inference():
             return
         if tensor.is_leaf:
             self._undo.callback(_restore_leaf, tensor, tensor.grad, tensor.requires_grad)
