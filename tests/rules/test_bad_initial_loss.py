@@ -12,8 +12,8 @@ from lightning_weightwatch.audit import audit_init
 from lightning_weightwatch.evidence import Initial, InputScale, Layer, LossCall, Signal
 from lightning_weightwatch.rules import Rule
 from lightning_weightwatch.rules.bad_initial_loss import RULE, check
-from tests.helpers.drawn import parameter
 from tests.helpers.first_batch import NAN, plain, told
+from tests.helpers.verdicts import parameter
 
 GUESS = math.log(10)
 CLASSES = LossCall("cross_entropy", "head.weight", classes=10, chance=2.2)

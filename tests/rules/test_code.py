@@ -9,7 +9,7 @@ from torch import nn
 from lightning_weightwatch.activations import gain_of
 from lightning_weightwatch.evidence import Initial, Layer, Signal
 from lightning_weightwatch.rules._code import followed_by, gain_for, line, line_for
-from tests.helpers.drawn import parameter
+from tests.helpers.verdicts import parameter
 
 
 @pytest.mark.parametrize("name", ["gelu", "silu", "mish", "elu", "selu", "softplus", "hardswish"])

@@ -9,8 +9,8 @@ from torch import nn
 from lightning_weightwatch.evidence import Initial, Layer, Signal
 from lightning_weightwatch.rules import Rule
 from lightning_weightwatch.rules.dead_at_init import RULE, check
-from tests.helpers.drawn import parameter
 from tests.helpers.first_batch import NAN, plain, told
+from tests.helpers.verdicts import parameter
 
 
 def layer(name, dead=NAN, **known):

@@ -10,7 +10,7 @@ from torch.nn import functional
 from lightning_weightwatch.audit import audit_init
 from lightning_weightwatch.evidence import Initial, Layer, Signal
 from lightning_weightwatch.rules.identical_layers import RULE, check
-from tests.helpers.drawn import parameter
+from tests.helpers.verdicts import parameter
 
 UNRECOGNISED = "unrecognised"
 

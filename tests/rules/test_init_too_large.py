@@ -8,8 +8,8 @@ from torch import nn
 from lightning_weightwatch.evidence import Initial, Layer, Signal
 from lightning_weightwatch.rules import Rule
 from lightning_weightwatch.rules.init_too_large import RULE, check
-from tests.helpers.drawn import parameter
 from tests.helpers.first_batch import NAN, passed, plain, told
+from tests.helpers.verdicts import parameter
 
 INF = float("inf")
 

@@ -10,9 +10,9 @@ from torch.nn import functional
 from lightning_weightwatch.audit import audit_init
 from lightning_weightwatch.evidence import Evidence, Initial, Layer, Listened, LossCall, Signal, Watched
 from lightning_weightwatch.rules.layer_scale_outlier import RULE, check
-from tests.helpers.drawn import parameter
 from tests.helpers.runs import falling
 from tests.helpers.shots import train
+from tests.helpers.verdicts import parameter
 
 STUCK = [2.3] * 30
 

@@ -7,7 +7,7 @@ from torch import nn
 from lightning_weightwatch.audit import audit_init
 from lightning_weightwatch.evidence import Initial
 from lightning_weightwatch.rules.never_initialised import RULE, check
-from tests.helpers.drawn import parameter, zeros
+from tests.helpers.verdicts import parameter, zeros
 
 
 def unseen(why, name="a.weight", **fields):

@@ -9,8 +9,8 @@ from lightning_weightwatch.audit import audit_init
 from lightning_weightwatch.evidence import Initial, Layer, Signal
 from lightning_weightwatch.rules.symmetric_units import RULE, check
 from tests.helpers.chains import chain, snapshot
-from tests.helpers.drawn import parameter, zeros
 from tests.helpers.runs import falling
+from tests.helpers.verdicts import parameter, zeros
 
 LAYERS = ("a", "b", "c", "head")
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from lightning_weightwatch.audit import audit_init
 from lightning_weightwatch.evidence import Initial, Layer, LossCall, Signal
 from lightning_weightwatch.rules.tied_mismatch import RULE, check
-from tests.helpers.drawn import parameter
+from tests.helpers.verdicts import parameter
 from tests.ward import nets
 
 READ, WRITE = parameter("embed.weight", kind="embedding"), parameter("head.weight")
