@@ -42,8 +42,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Protocol
 
+from lightning_weightwatch.evidence import Initial, Verdict
 from lightning_weightwatch.rules._base import Finding, Rule, Severity
 from lightning_weightwatch.rules._words import listed
 
@@ -51,35 +51,11 @@ NAME = "constant_weights"
 _MATRICES = ("linear", "convolution", "recurrent", "attention")
 
 
-class Judged(Protocol):
-    """What is asked of a ``ParameterVerdict``."""
-
-    @property
-    def name(self) -> str:
-        """The parameter."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its whole shape."""
-
-    @property
-    def kind(self) -> str:
-        """What it is for."""
-
-    @property
-    def trainable(self) -> bool:
-        """Whether it asks for a gradient."""
-
-    @property
-    def constant(self) -> float | None:
-        """The value of all its elements, if they are the same."""
-
-
-def check(verdicts: Sequence[Judged], *, in_a_row: int = 2, units: int = 2) -> Iterator[Finding]:
+def check(verdicts: Initial | Sequence[Verdict], *, in_a_row: int = 2, units: int = 2) -> Iterator[Finding]:
     """Look for constant matrices, those that follow one another first."""
     matrices = [v for v in verdicts if v.kind in _MATRICES and len(v.shape) >= 2]
-    lasting: list[Judged] = []
-    passing: list[Judged] = []
+    lasting: list[Verdict] = []
+    passing: list[Verdict] = []
     for is_constant, run in groupby(matrices, key=lambda v: v.constant is not None):
         row = list(run) if is_constant else []
         sick = [v for v in row if v.trainable and v.constant and v.shape[0] >= units]
@@ -93,7 +69,7 @@ def check(verdicts: Sequence[Judged], *, in_a_row: int = 2, units: int = 2) -> I
         yield _finding(passing, len(matrices), "info", "between others that are not: units part in the first step")
 
 
-def _finding(ill: Sequence[Judged], of: int, severity: Severity, consequence: str) -> Finding:
+def _finding(ill: Sequence[Verdict], of: int, severity: Severity, consequence: str) -> Finding:
     names = tuple(v.name for v in ill)
     return Finding(
         rule=NAME,

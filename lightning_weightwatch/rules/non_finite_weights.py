@@ -37,11 +37,10 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 
-from lightning_weightwatch.evidence import Evidence
+from lightning_weightwatch.evidence import Evidence, Initial, Verdict
 from lightning_weightwatch.rules._base import Finding, Rule, Severity
 from lightning_weightwatch.rules._pace import named, table
 from lightning_weightwatch.rules._words import listed
@@ -49,27 +48,7 @@ from lightning_weightwatch.rules._words import listed
 NAME = "non_finite_weights"
 
 
-class Judged(Protocol):
-    """What is asked of a ``ParameterVerdict``."""
-
-    @property
-    def name(self) -> str:
-        """The parameter."""
-
-    @property
-    def kind(self) -> str:
-        """What it is for."""
-
-    @property
-    def trainable(self) -> bool:
-        """Whether it asks for a gradient."""
-
-    @property
-    def nonfinite(self) -> int:
-        """How many of its elements are NaN or Inf."""
-
-
-def check(subject: Evidence | Sequence[Judged], *, elements: float = 0) -> Iterator[Finding]:
+def check(subject: Evidence | Initial | Sequence[Verdict], *, elements: float = 0) -> Iterator[Finding]:
     """Look for NaN and Inf: in the verdicts of an audit, or in the snapshots of a training."""
     if isinstance(subject, Evidence):
         yield from _in_training(subject, elements)
@@ -119,7 +98,7 @@ def _in_training(evidence: Evidence, elements: float) -> Iterator[Finding]:
     )
 
 
-def _finding(ill: Sequence[Judged], of: int, limit: float, severity: Severity, try_first: str) -> Finding:
+def _finding(ill: Sequence[Verdict], of: int, limit: float, severity: Severity, try_first: str) -> Finding:
     names = tuple(v.name for v in ill)
     count = sum(v.nonfinite for v in ill)
     return Finding(
