@@ -25,6 +25,7 @@ PROSE = {
     "What must never happen": "never.md",
     "What it finds, and what it leaves in peace": "accuracy.md",
     "What it costs": "costs.md",
+    "What the audit says of known architectures": "architectures.md",
     "How the first cause is named": "first_cause.md",
 }
 

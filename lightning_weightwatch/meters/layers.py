@@ -27,7 +27,7 @@ from lightning_weightwatch.stats import precise
 from lightning_weightwatch.structure import equals_neighbour, fingerprints
 
 _MOST = 1_000  # calls of one pass; a loop over time may make any number
-_ELEMENTS = 1 << 18  # of an output, taken as whole samples: their spread changes in its third digit
+_ELEMENTS = 1 << 17  # of an output, taken as whole samples: their spread changes in its third digit
 _PIECE = 1 << 22  # elements that are taken to a wider type at once: of the largest outputs a copy has no place
 _ALIKE = 1e-5  # by how much rounding may tell two sums of the same numbers apart, as a share
 
