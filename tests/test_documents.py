@@ -44,6 +44,16 @@ def test_the_readmes_costs_are_those_that_were_measured() -> None:
     assert {what: (least, median, most) for what, median, least, most in quoted} == measured
 
 
+def test_the_readmes_audit_costs_are_those_that_were_measured() -> None:
+    found = json.loads((REPOSITORY / "benchmarks" / "results" / "audit-cpu.json").read_text(encoding="utf-8"))
+    resnet, gpt = (found["InitAuditor"][name]["extra steps"] for name in ("small ResNet", "small GPT"))
+    alone, batch = found["audit_init"].values()
+    readme = " ".join(text("README.md").split())
+    assert f"takes {resnet:.2f} of a plain step longer in the small ResNet and {gpt:.2f} in the small GPT" in readme
+    assert f"takes {alone['seconds']:.2f} s and {100 * alone['extra memory']:.0f} % of the model's memory" in readme
+    assert f"on copies, {batch['seconds']:.1f} s and {batch['extra memory']:.1f} times the model" in readme
+
+
 def test_accuracy_is_told_as_it_was_measured() -> None:
     tools = json.loads((REPOSITORY / "benchmarks" / "results" / "accuracy-cpu.json").read_text(encoding="utf-8"))[
         "tools"
