@@ -108,13 +108,11 @@ class InitReport:
 
     def to_markdown(self) -> str:
         """Return a page of markdown: findings, then the tables of parameters, worst first, and of layers."""
-        lines = [
-            f"**{self.headline}**",
-            *(f"* {escape(line)}" for line in [*map(str, self.findings), *self._remarks()]),
-        ]
+        remarks = [f"* {escape(line)}" for line in [*map(str, self.findings), *self._remarks()]]
         layers = _layer_rows(self.signal)
         tables = [markdown_table(_COLUMNS, self._rows()), *([markdown_table(_LAYER_COLUMNS, layers)] if layers else [])]
-        return "\n".join([*lines, "", "\n\n".join(tables)])
+        # a list begins after an empty line, or it is taken for the end of the paragraph
+        return "\n\n".join([f"**{self.headline}**", *(["\n".join(remarks)] if remarks else []), *tables])
 
     def __str__(self) -> str:
         """Draw the tables for the console, worst first, and say what is not well."""

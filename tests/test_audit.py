@@ -383,7 +383,8 @@ def test_table_is_worst_first_and_says_what_is_not_well():
 def test_markdown():
     page = [" ".join(line.split()) for line in ill().to_markdown().splitlines()]
     assert page[0] == "**Initial weights of 3 parameters: 1 critical, 1 skipped, 1 ok**"
-    assert page[1].startswith("* CRITICAL at step 0: non_finite_weights.")
+    assert page[1] == ""  # or the list below would be one paragraph with the line above
+    assert page[2].startswith("* CRITICAL at step 0: non_finite_weights.")
     assert "| parameter | shape | kind | scheme | mean | std | expected | verdict |" in page
     assert page[-3] == "| 1.weight | 8 x 8 | linear | unrecognised | - | - | 0.2041 | critical |"
 
