@@ -41,8 +41,11 @@ def audit_init(model: nn.Module, batch: Any = None, loss_fn: Callable[[Any, Any]
     Args:
         model: Any module. Lazy and meta parameters are reported as skipped.
         batch: What ``model(...)`` takes: one argument, a tuple of positional ones or a mapping of named ones. With
-            ``loss_fn`` a pair ``(input, target)``. One forward pass is then made and told in ``probe``.
-        loss_fn: ``loss_fn(output, target)`` gives the initial loss.
+            ``loss_fn`` a pair ``(input, target)``. It is sent forwards once, through copies of the weights and in the
+            mode the model is in; ``signal`` tells every layer of it, ``probe`` what came out.
+        loss_fn: ``loss_fn(output, target)`` gives the initial loss. With it there is a backward pass as well, and two
+            more rounds where a matrix that is all zeros keeps gradients from others. All of that takes about four times
+            the memory of the weights, besides the activations.
 
     Raises:
         TypeError: If ``model`` is no module, or if ``loss_fn`` is given and ``batch`` is not a pair.

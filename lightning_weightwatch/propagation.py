@@ -21,8 +21,7 @@ from lightning_weightwatch.listening import Listener
 from lightning_weightwatch.meters.layers import LayerMeter
 from lightning_weightwatch.meters.targets import Targets
 from lightning_weightwatch.parameters import Parameter, is_plain, values
-from lightning_weightwatch.snapshot import twins
-from lightning_weightwatch.structure import fingerprints
+from lightning_weightwatch.structure import fingerprints, twins
 
 PASSES = 3  # backward passes after which no matrix that began at zero keeps a gradient from anything
 _NO_GRADIENTS = "gradients: there was no backward pass"

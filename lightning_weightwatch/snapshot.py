@@ -21,6 +21,7 @@ from lightning_weightwatch.evidence import Snapshot
 from lightning_weightwatch.parameters import Parameter, values
 from lightning_weightwatch.parcel import upload
 from lightning_weightwatch.stats import norm
+from lightning_weightwatch.structure import fingerprints, twins
 
 _GRADIENT = tuple(name for name in stats.all_statistics() if name != "histogram")
 _PORTION = 1 << 20  # elements of the changes that are measured together
@@ -214,37 +215,3 @@ def _difference(now: Tensor, before: Tensor) -> Tensor:
     """Return the change, in the place of the copy; half precision would round it."""
     before = before if before.element_size() >= 4 else before.float()
     return before.sub_(values(now))
-
-
-def fingerprints(matrix: Tensor) -> Tensor:
-    """Return a number for each row (output unit) that equal rows share: its product with one fixed vector.
-
-    Shape ``[rows]``, float32. The vector is irregular, so that rows with the same sum do not pass for equal.
-    """
-    rows = matrix.detach().reshape(len(matrix), -1).float()
-    places = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=torch.float32)
-    return rows @ torch.cos(places.square() * 0.7345)
-
-
-def twins(weights: Tensor, gradients: Tensor) -> Tensor:
-    """Return how many rows equal another row in weight and in gradient, which is not zero; a scalar.
-
-    Args:
-        weights: The ``fingerprints`` of a weight.
-        gradients: Those of its gradient.
-
-    Such units are copies of one another and stay so: they receive the same step. Two equal rows of a layer may still
-    be told apart by what follows; then their gradients differ.
-    """
-    order = gradients.argsort()
-    order = order[weights[order].argsort(stable=True)]  # of equal weights those of equal gradients stand together
-    w, g = weights[order], gradients[order]
-    near = _is_near(w[1:], w[:-1], 1e-5) & _is_near(g[1:], g[:-1], 1e-4)
-    near &= (g[1:].abs() > 0) & (g[:-1].abs() > 0)
-    edge = near.new_zeros(1)
-    return (torch.cat([near, edge]) | torch.cat([edge, near])).sum()
-
-
-def _is_near(a: Tensor, b: Tensor, tolerance: float) -> Tensor:
-    """Whether they are equal but for rounding: relative to themselves, as of many rows most may be small."""
-    return (a - b).abs() <= tolerance * torch.maximum(a.abs(), b.abs())

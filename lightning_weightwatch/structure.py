@@ -133,3 +133,20 @@ def equals_neighbour(same: Tensor) -> Tensor:
     """
     edge = same.new_zeros(1)
     return torch.cat([same, edge]) | torch.cat([edge, same])
+
+
+def twins(weights: Tensor, gradients: Tensor) -> Tensor:
+    """Return how many rows equal another row in weight and in gradient, which is not zero; a scalar.
+
+    Args:
+        weights: The ``fingerprints`` of a weight.
+        gradients: Those of its gradient.
+
+    Such units are copies of one another and stay so: they receive the same step. Two equal rows of a layer may still
+    be told apart by what follows; then their gradients differ.
+    """
+    order = gradients.argsort()
+    order = order[weights[order].argsort(stable=True)]  # of equal weights those of equal gradients stand together
+    w, g = weights[order], gradients[order]
+    near = is_near(w[1:], w[:-1], 1e-5) & is_near(g[1:], g[:-1], 1e-4)
+    return equals_neighbour(near & (g[1:].abs() > 0) & (g[:-1].abs() > 0)).sum()
