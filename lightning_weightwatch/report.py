@@ -91,6 +91,13 @@ class InitReport:
         return f"{when} weights of {len(self.parameters)} parameters: {told or 'none'}"
 
     @property
+    def brief(self) -> str:
+        """The headline, the names of the notes, and what was not measured: no silence passes for health."""
+        notes = ", ".join(dict.fromkeys(finding.rule for finding in self.findings))
+        unseen = "; ".join(self.signal.not_measured) if self.signal is not None else ""
+        return self.headline + (f" ({notes})" if notes else "") + (f"; not measured: {unseen}" if unseen else "")
+
+    @property
     def is_well(self) -> bool:
         """Whether there is nothing to act on: no finding but notes."""
         return all(finding.severity == "info" for finding in self.findings)

@@ -81,8 +81,8 @@ def test_notes_fail_only_where_they_are_asked_to(capsys: pytest.CaptureFixture) 
     assert audit("notes_of_a_shop:one_constant", "--fail-on", "info") == 1
 
 
-def test_with_a_batch_and_a_loss_the_signal_is_followed(capsys: pytest.CaptureFixture) -> None:
-    loss = "torch.nn.functional:cross_entropy"
+@pytest.mark.parametrize("loss", ["torch.nn.functional:cross_entropy", "torch.nn:CrossEntropyLoss"])
+def test_with_a_batch_and_a_loss_the_signal_is_followed(loss: str, capsys: pytest.CaptureFixture) -> None:
     assert audit("nets:good", "--batch", "nets:batch", "--loss", loss, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert [layer["name"] for layer in told["signal"]["layers"]] == ["0.weight", "2.weight"]

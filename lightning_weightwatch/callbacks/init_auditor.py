@@ -251,7 +251,7 @@ class InitAuditor(pl.Callback):
             return
         self._publish(_trainer.sinks_of(trainer), report, self._audit.step)
         is_quiet = report.is_well or self.on_finding == "ignore"
-        _trainer.tell(trainer, f"weightwatch: {report.headline if is_quiet else report.drawn(_ROWS)}")
+        _trainer.tell(trainer, f"weightwatch: {report.brief if is_quiet else report.drawn(_ROWS)}")
 
     def _publish(self, sinks: Sinks, report: InitReport, step: int) -> None:
         if not sinks:

@@ -76,6 +76,7 @@ def _audited(options: argparse.Namespace) -> Any:
         raise NotMadeError(f"--loss={options.loss}: expected --batch beside it. It must give a pair (input, target).")
     batch = _made("--batch", options.batch) if options.batch else None
     loss = _found("--loss", options.loss) if options.loss else None
+    loss = loss() if isinstance(loss, type) else loss  # torch.nn:CrossEntropyLoss
     try:
         return audit_init(model, batch, loss)
     except Exception as error:  # the user's network, batch or loss may raise whatever it likes

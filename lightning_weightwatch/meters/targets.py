@@ -60,8 +60,10 @@ class Targets:
         classes, flat = key[1], target.detach().reshape(-1).long()
         heeded = flat != options.get("ignore_index", -100)
         valid = heeded & (flat >= 0) & (flat < classes)  # others will raise in the loss
-        here = torch.zeros(classes + 1, device=flat.device)
-        here.scatter_add_(0, torch.where(valid, flat, torch.full_like(flat, classes)), torch.ones_like(flat).float())
+        here = torch.zeros(classes + 1, dtype=torch.float32, device=flat.device)  # the default may be half precision
+        here.scatter_add_(
+            0, torch.where(valid, flat, torch.full_like(flat, classes)), torch.ones_like(flat, dtype=torch.float32)
+        )
         here, inf = here[:classes], torch.full_like(flat, torch.inf, dtype=torch.float32)
         numbers = {
             "same": here.amax() / here.sum(),

@@ -190,3 +190,13 @@ def test_a_huge_vocabulary_is_counted():
     seen = of("cross_entropy", torch.zeros(1, 250_001).expand(4, -1), target)
     assert seen["chance"] == pytest.approx(-(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)), abs=1e-6)
     assert (seen["classes"], seen["same"], seen["target_greatest"]) == (250_001, 0.5, 250_000)
+
+
+def test_a_default_of_half_precision_does_not_break_the_count_of_classes():
+    """Lightning's bf16-true makes bfloat16 the default while a step runs."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        _, numbers = Targets().of("cross_entropy", torch.zeros(4, 3), torch.tensor([0, 0, 1, 1]), {}, "w")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert float(numbers["chance"]) == pytest.approx(math.log(2), rel=1e-3)
