@@ -99,8 +99,14 @@ class InitReport:
 
     @property
     def is_well(self) -> bool:
-        """Whether there is nothing to act on: no finding but notes."""
-        return all(finding.severity == "info" for finding in self.findings)
+        """Whether there is nothing to act on: no finding but notes, and a batch that passed without NaN and Inf."""
+        return not self.broken_at and all(finding.severity == "info" for finding in self.findings)
+
+    @property
+    def broken_at(self) -> str:
+        """The first layer whose output held NaN or Inf, whether weights or batch brought them; ``""`` for none."""
+        layers = self.signal.layers if self.signal is not None else ()
+        return next((layer.name for layer in layers if layer.nonfinite > 0), "")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python values that ``json`` takes."""
@@ -146,6 +152,8 @@ class InitReport:
         told = {name for finding in self.findings for name in finding.parameters}
         others = [p for p in self._worst_first() if p.verdict != "ok" and p.name not in told]
         remarks = [f"{p.verdict} {p.name}: {p.reason}" for p in others]
+        if self.broken_at:
+            remarks.append(f"NaN or Inf came out of {self.broken_at} first: look at the batch and at its weights")
         if self.fresh:
             most = "most matrices match no known scheme, as after a training; freshly drawn among them: "
             remarks.append(most + ", ".join(self.fresh))

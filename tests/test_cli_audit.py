@@ -39,6 +39,10 @@ def inputs():
     return torch.randn(32, 8)
 
 
+def broken():
+    return torch.full((32, 8), float("nan")), torch.randint(3, (32,))
+
+
 def number():
     return 3
 
@@ -87,6 +91,11 @@ def test_with_a_batch_and_a_loss_the_signal_is_followed(loss: str, capsys: pytes
     told = json.loads(capsys.readouterr().out)
     assert [layer["name"] for layer in told["signal"]["layers"]] == ["0.weight", "2.weight"]
     assert 0.5 < told["signal"]["loss"] < 2.0
+
+
+def test_a_batch_of_nan_does_not_pass_for_health(capsys: pytest.CaptureFixture) -> None:
+    assert audit("nets:good", "--batch", "nets:broken", "--loss", "torch.nn.functional:cross_entropy") == 1
+    assert "NaN or Inf came out of 0.weight first" in capsys.readouterr().out
 
 
 def test_the_same_seed_gives_the_same_report(capsys: pytest.CaptureFixture) -> None:

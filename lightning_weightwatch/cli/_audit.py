@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(report.to_markdown() if options.markdown else _told(report))  # noqa: T201
     severe = SEVERITIES[SEVERITIES.index(options.fail_on) :]
-    return ILL if any(finding.severity in severe for finding in report.findings) else WELL
+    return ILL if report.broken_at or any(finding.severity in severe for finding in report.findings) else WELL
 
 
 def _audited(options: argparse.Namespace) -> Any:
